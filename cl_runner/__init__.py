@@ -1,0 +1,24 @@
+"""cl-run: continual learning from one command. Importing this package loads neither torch nor Avalanche."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cl_runner.runner import RunResult, run
+
+try:
+    __version__ = metadata.version("cl-runner")
+except metadata.PackageNotFoundError:  # a source tree that was never installed
+    __version__ = "0.0.0"
+
+__all__ = ["RunResult", "__version__", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("run", "RunResult"):
+        from cl_runner import runner
+
+        return getattr(runner, name)
+    raise AttributeError(f"module 'cl_runner' has no attribute '{name}'")

@@ -1,0 +1,31 @@
+"""The two ways a request can go wrong, told apart by exit code."""
+
+from __future__ import annotations
+
+
+class RequestError(Exception):
+    """The request cannot be met; the command line ends with exit code 2.
+
+    The message is one or two lines for a person: it names the configuration key (and the file, if
+    there is one), what was found and what would work.
+
+    Args:
+        message: what was found, naming the key or the file.
+        hint: what would work, shown on a line of its own.
+    """
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        self.message = message
+        self.hint = hint
+        super().__init__(message if hint is None else f"{message}\n{hint}")
+
+
+def nearest(word: str, known: list[str] | tuple[str, ...], limit: int = 12) -> str:
+    """Returns a phrase that points from a misspelt ``word`` to the ``known`` ones."""
+    import difflib
+
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean '{close[0]}'?"
+    shown = ", ".join(sorted(known)[:limit]) + (", ..." if len(known) > limit else "")
+    return f"one of: {shown}"
