@@ -1,0 +1,177 @@
+"""Everything about a request that can be refused without torch and without data."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cl_runner.config.components import COMPONENTS
+from cl_runner.config.options import violation
+from cl_runner.config.schema import Placement, Run, Tracking, Trainer
+from cl_runner.errors import RequestError, nearest
+
+UNTARGETED: dict[str, type] = {"placement": Placement, "trainer": Trainer, "tracking": Tracking}
+
+
+def settle(config: Any, overrides: list[str] | None = None) -> DictConfig:
+    """Resolves a request and refuses it where it cannot be met.
+
+    Args:
+        config: a composed DictConfig, or a plain dict of the same shape.
+        overrides: what the user typed; a typed key that nothing uses is refused, an inherited one is not.
+
+    Returns:
+        The typed, resolved, read-only configuration.
+
+    Raises:
+        RequestError: a key is unknown, has the wrong type or an impossible value, or two keys exclude each other.
+    """
+    given = OmegaConf.create(config) if not OmegaConf.is_config(config) else config
+    try:
+        plain = OmegaConf.to_container(given, resolve=True)
+    except OmegaConfBaseException as error:
+        raise RequestError(str(error).splitlines()[0], "give the key a value") from error
+    assert isinstance(plain, dict)
+    plain.pop("hydra", None)
+    settled = _typed(Run, {key: value for key, value in plain.items() if key not in _groups()}, "")
+    _refuse_unknown(plain, [field.name for field in dataclasses.fields(Run)], "")
+    for group in _groups():
+        node = plain.get(group)
+        if not isinstance(node, dict):
+            raise RequestError(f"{group}: nothing is chosen", f"choose one: {group}=NAME")
+        settled[group] = _typed_component(group, node)
+    _check_together(settled)
+    _check_typed_keys(settled, overrides or [])
+    OmegaConf.set_readonly(settled, True)
+    return settled
+
+
+def _groups() -> tuple[str, ...]:
+    return (*COMPONENTS, *UNTARGETED)
+
+
+def _typed_component(group: str, node: dict[str, Any]) -> DictConfig:
+    """One group's node against its schema, or against the constructor of a user's own class."""
+    if group in UNTARGETED:
+        return _typed(UNTARGETED[group], node, group)
+    target = node.get("_target_")
+    if not target:
+        raise RequestError(f"{group}._target_ is missing", "name the class to build: _target_: package.module.Class")
+    for schema in COMPONENTS[group]:
+        if target == schema.__dataclass_fields__["_target_"].default:
+            return _typed(schema, node, group)
+    return _own_component(group, str(target), node)
+
+
+def _typed(schema: type, node: dict[str, Any], group: str) -> DictConfig:
+    fields = {field.name: field for field in dataclasses.fields(schema)}
+    if group:
+        _refuse_unknown(node, list(fields), group)
+    known = {key: value for key, value in node.items() if key in fields}
+    try:
+        typed = OmegaConf.merge(OmegaConf.structured(schema), known)
+    except OmegaConfBaseException as error:
+        key = f"{group}.{error.full_key}" if group and error.full_key else (error.full_key or group)
+        raise RequestError(f"{key}: {str(error).splitlines()[0]}") from error
+    for name, field in fields.items():
+        wrong = violation(typed[name], field.metadata)
+        if wrong:
+            raise RequestError(f"{group + '.' if group else ''}{name}={typed[name]} is not possible", f"{name} takes {wrong}")
+    assert isinstance(typed, DictConfig)
+    return typed
+
+
+def _refuse_unknown(node: dict[str, Any], known: list[str], group: str) -> None:
+    for key in node:
+        if key not in known:
+            where = f"{group}.{key}" if group else key
+            visible = [name for name in known if name != "_target_"]
+            raise RequestError(f"{where}: {group or 'cl-run'} has no key '{key}'", nearest(str(key), visible, limit=30))
+
+
+def _own_component(group: str, target: str, node: dict[str, Any]) -> DictConfig:
+    """A user's class: importable, and every key an argument of its constructor."""
+    constructor = import_target(target, group)
+    parameters = inspect.signature(constructor).parameters
+    takes_any = any(item.kind is inspect.Parameter.VAR_KEYWORD for item in parameters.values())
+    if not takes_any:
+        _refuse_unknown({key: None for key in node if key != "_target_"}, list(parameters), group)
+    for name, item in parameters.items():
+        required = item.default is inspect.Parameter.empty and item.kind is not inspect.Parameter.VAR_KEYWORD
+        if required and name not in node:
+            raise RequestError(f"{group}.{name}: {target} needs it", f"give it a value: {group}.{name}=...")
+    return OmegaConf.create(node)
+
+
+def import_target(target: str, group: str) -> Any:
+    """The class or function that `_target_` names.
+
+    Raises:
+        RequestError: it cannot be imported.
+    """
+    module, _, name = target.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise RequestError(
+            f"{group}._target_={target} cannot be imported: {error}",
+            "name an importable class as package.module.Class; --config-dir FOLDER puts FOLDER and its parent on the path",
+        ) from error
+
+
+def build(node: DictConfig, **extra: Any) -> Any:
+    """Builds a component from its node: the class at `_target_`, called with the node's other keys."""
+    arguments = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(arguments, dict)
+    target = str(arguments.pop("_target_"))
+    return import_target(target, target)(**arguments, **extra)
+
+
+def _check_together(config: DictConfig) -> None:
+    """Refuses keys that exclude one another."""
+    trainer, benchmark, scheduler = config.trainer, config.benchmark, config.scheduler
+    validated = float(benchmark.get("validation_fraction") or 0.0) > 0
+    schedule = str(scheduler._target_).rpartition(".")[2]
+    if not validated and (trainer.patience is not None or schedule == "Plateau"):
+        key = "trainer.patience" if trainer.patience is not None else "scheduler=plateau"
+        raise RequestError(f"{key} watches a validation split, and benchmark.validation_fraction is 0",
+                           "set benchmark.validation_fraction=0.1; nothing is ever chosen on test data")
+    if trainer.iterations is not None and (trainer.patience is not None or schedule in ("Plateau", "MultiStep")):
+        key = "trainer.patience" if trainer.patience is not None else f"scheduler={schedule.lower()}"
+        raise RequestError(f"{key} counts epochs, and trainer.iterations={trainer.iterations} trains by iterations",
+                           "use trainer.epochs, or scheduler=cosine or constant")
+    if not config.backbone.get("name", "given"):
+        raise RequestError("backbone.name is empty", "name a network, for example backbone.name=resnet20_cifar10")
+    placement = config.placement
+    unknown = [kind for kind in placement.kinds if kind not in ("conv", "linear")]
+    if unknown or not placement.kinds:
+        raise RequestError(f"placement.kinds={list(placement.kinds)} is not possible", "a list of conv, linear or both")
+    optimizer = config.optimizer
+    if optimizer.get("nesterov") and not optimizer.get("momentum"):
+        raise RequestError("optimizer.nesterov=true needs momentum", "set optimizer.momentum above 0, for example 0.9")
+    betas = optimizer.get("betas")
+    if betas is not None and (len(betas) != 2 or not all(0 <= beta < 1 for beta in betas)):
+        raise RequestError(f"optimizer.betas={list(betas)} is not possible", "two numbers, each at least 0 and below 1")
+
+
+def _check_typed_keys(config: DictConfig, overrides: list[str]) -> None:
+    """Refuses a key that was typed and that nothing in this composition uses."""
+    typed = [item.lstrip("+~").split("=")[0].split("@")[0] for item in overrides]
+    adapterless = str(config.adapter._target_).endswith(".NoAdapter")
+    unused = [
+        ("placement", adapterless, "adapter=none places nothing", "drop it, or choose an adapter"),
+        ("trainer.epochs", config.trainer.iterations is not None, "trainer.iterations is set", "give one of the two"),
+        ("checkpoint", config.mode != "eval" and config.checkpoint is not None, f"mode={config.mode} evaluates no run folder",
+         "add mode=eval"),
+        ("trainer.restore_best", not config.benchmark.get("validation_fraction"),
+         "without a validation split no epoch is the best", "set benchmark.validation_fraction=0.1"),
+    ]
+    for key, idle, reason, hint in unused:
+        for name in typed:
+            if idle and (name == key or name.startswith(key + ".")):
+                raise RequestError(f"{name} has no use here: {reason}", hint)

@@ -1,0 +1,68 @@
+"""The typed shape of a request: the keys of `configs/run.yaml` and of the groups that have no `_target_`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from cl_runner.config.options import option
+
+
+@dataclass
+class Trainer:
+    """How a task is trained (`trainer`)."""
+
+    epochs: int = option(10, low=1)
+    iterations: int | None = option(None, low=1)
+    batch_size: int = option(64, low=1)
+    eval_batch_size: int = option(512, low=1)
+    device: str = option("auto", choices=("auto", "cpu", "cuda", "mps"))
+    threads: int | None = option(None, low=1)
+    precision: str = option("float32", choices=("float32", "bfloat16"))
+    channels_last: bool = False
+    deterministic: bool = False
+    patience: int | None = option(None, low=1)
+    restore_best: bool = True
+    reset_optimizer: bool = True
+    data_placement: str = option("auto", choices=("auto", "device", "host"))
+
+
+@dataclass
+class Placement:
+    """Which layers get an adapter (`placement`)."""
+
+    kinds: list[str] = option(["conv", "linear"])
+    part: str = option("all", choices=("all", "first_half", "last_half"))
+    pattern: str | None = None
+    names: list[str] | None = None
+    head: bool = False
+
+
+@dataclass
+class Tracking:
+    """Where logged values go besides the run folder (`tracking`)."""
+
+    csv: bool = False
+
+
+@dataclass
+class Run:
+    """The whole request."""
+
+    mode: str = option("train", choices=("train", "plan", "eval"))
+    seed: int = option(0, low=0, high=2**32 - 1)
+    evaluate: str = option("full", choices=("full", "seen", "last"))
+    resume: str | None = None
+    checkpoint: str | None = None
+    data_root: str | None = None
+    output_root: str = "outputs"
+    quiet: bool = False
+    benchmark: Any = None
+    backbone: Any = None
+    adapter: Any = None
+    placement: Any = None
+    strategy: Any = None
+    optimizer: Any = None
+    scheduler: Any = None
+    trainer: Any = None
+    tracking: Any = None

@@ -1,0 +1,199 @@
+"""The run folder: what a run was asked to do, on what, and what came out, in files that other tools can read."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import errno
+import io
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cl_runner.errors import RequestError
+from cl_runner.recording.events import plain, write_error
+
+PARAMETER_COLUMNS = (
+    "task", "base", "trainable", "adapter", "normalisation", "head", "stored", "inference", "growth",
+    "epochs", "best_epoch", "seconds",
+)  # fmt: skip
+LAYER_COLUMNS = ("task", "name", "kind", "shape", "rank", "parameters", "delta_norm")
+SUMMARY_KEYS = (
+    "status", "experiment", "benchmark", "backbone", "adapter", "strategy", "seed",
+    "acc", "learning_accuracy", "bwt", "fwt", "forgetting", "transfer", "average", "last",
+    "parameter_growth", "base_parameters", "trainable_parameters", "stored_parameters", "inference_parameters",
+    "wall_seconds", "train_images_per_second", "peak_memory_bytes",
+    "retention", "loss", "drift", "task_inference_accuracy",
+)  # fmt: skip
+_MARKS_OF_A_RUN = ("config.yaml", "events.jsonl", "summary.json", "DONE")
+
+
+class RunFolder:
+    """Writes the files of one run.
+
+    Every file but ``config.yaml`` is written beside its place and moved there, so that a reader (or a
+    killed run) never sees half a file. ``RunFolder(path)`` is a folder that exists, e.g. to go on with;
+    :meth:`create` makes a new one. Whatever cannot be written raises RequestError naming the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = Path(path)
+
+    @classmethod
+    def create(cls, path: Path, config: Mapping[str, Any] | str | Any, overrides: Sequence[str]) -> RunFolder:
+        """Makes the folder and writes ``config.yaml`` and ``overrides.yaml`` into it.
+
+        Args:
+            path: the folder; it may exist as long as it holds no run.
+            config: the resolved configuration: YAML text, a mapping or an OmegaConf node.
+            overrides: what the user typed.
+
+        Raises:
+            RequestError: names ``output_root``; no permission, no space, a file in the way, or a run there already.
+        """
+        folder = cls(path)
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            held = [name for name in _MARKS_OF_A_RUN if (folder.path / name).exists()]
+            if held:
+                raise _already_holds(folder.path, held[0])
+            folder._write_exclusively("config.yaml", _yaml(config))
+        except OSError as error:
+            raise _creation_error(error, folder.path) from error
+        folder._write("overrides.yaml", _yaml(list(overrides)))
+        return folder
+
+    @property
+    def path(self) -> Path:
+        """Where the folder is."""
+        return self._path
+
+    @property
+    def done(self) -> bool:
+        """Whether the run ended well: its last file is there."""
+        return (self._path / "DONE").exists()
+
+    def write_matrix(
+        self, initial: Sequence[float] | None, rows: Sequence[Sequence[float]], task_names: Sequence[str]
+    ) -> None:
+        """Writes ``accuracy_matrix.csv``: a row for 0 (before training) to T tasks trained, a column a task.
+
+        Args:
+            initial: T accuracies in [0, 1] before training; None where they were not evaluated.
+            rows: accuracies in [0, 1] after each task, in order; NaN or None where not evaluated.
+            task_names: T names.
+        """
+        before = [None] * len(task_names) if initial is None else initial
+        lines = [[after, *map(_cell, row)] for after, row in enumerate([before, *rows])]
+        self._write("accuracy_matrix.csv", _csv(["after_task", *task_names], lines))
+
+    def write_parameters(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Writes ``parameters.csv``, a row a task: the contract's columns, then any other key of the rows."""
+        self._write("parameters.csv", _records(PARAMETER_COLUMNS, rows))
+
+    def write_layers(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Writes ``layers.csv``, a row a task and adapted layer: the contract's columns, then any other key."""
+        self._write("layers.csv", _records(LAYER_COLUMNS, rows))
+
+    def write_environment(self, environment: Mapping[str, Any]) -> None:
+        """Writes ``environment.json``, see :func:`cl_runner.recording.environment.describe`."""
+        self._write("environment.json", _json(environment))
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Writes ``summary.json``: every key of the contract in its order, null where absent, then any other key."""
+        self._write("summary.json", _json({**dict.fromkeys(SUMMARY_KEYS), **summary}))
+
+    def mark_done(self) -> None:
+        """Writes ``DONE``; nothing may be written after it."""
+        self._write("DONE", "")
+
+    def _write(self, name: str, text: str) -> None:
+        place, partial = self._path / name, self._path / f".{name}.partial"
+        try:
+            with partial.open("w", encoding="utf-8", newline="") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(place)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+            raise write_error(error, place) from error
+
+    def _write_exclusively(self, name: str, text: str) -> None:
+        """Writes a file that must be new: of two runs that claim one folder at the same time one is refused."""
+        place = self._path / name
+        try:
+            file = place.open("x", encoding="utf-8")
+        except FileExistsError:
+            raise _already_holds(self._path, name) from None
+        try:
+            with file:
+                file.write(text)
+        except OSError:
+            place.unlink(missing_ok=True)
+            raise
+
+
+def _already_holds(path: Path, name: str) -> RequestError:
+    return RequestError(
+        f"output_root: {path} already holds a run (found {name})",
+        f"go on with it by resume={path}, or choose another place with output_root=FOLDER",
+    )
+
+
+def _creation_error(error: OSError, path: Path) -> RequestError:
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        blocking = next((part for part in [path, *path.parents] if part.exists()), path)
+        return RequestError(
+            f"output_root: cannot make the run folder {path}: the file {blocking} is in the way",
+            "move the file, or choose another place with output_root=FOLDER",
+        )
+    return write_error(error, path)
+
+
+def _yaml(content: Mapping[str, Any] | Sequence[str] | str | Any) -> str:
+    if isinstance(content, str):
+        return content
+    if isinstance(content, dict | list):
+        import yaml
+
+        return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(content, resolve=True)
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    return json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _records(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    names = list(dict.fromkeys([*columns, *(key for row in rows for key in row)]))
+    return _csv(names, [[_cell(row.get(name)) for name in names] for row in rows])
+
+
+def _csv(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def _cell(value: Any) -> str:
+    """Writes a cell so that reading it gives the same number; empty for what was not measured."""
+    if hasattr(value, "tolist"):  # numpy
+        value = value.tolist()
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return repr(value)
+    if isinstance(value, list | tuple):  # a shape
+        return "x".join(str(item) for item in value)
+    return str(value)
