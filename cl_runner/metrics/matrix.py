@@ -68,7 +68,7 @@ def _accuracies(values: npt.ArrayLike, name: str) -> npt.NDArray[np.float64]:
         raise ValueError(f"{name}: must be an array of accuracies: {error}") from None
     wrong = array[~(np.isnan(array) | ((array >= 0.0) & (array <= 1.0)))]
     if wrong.size:
-        raise ValueError(f"{name}: accuracies are in [0, 1] or NaN, found {wrong[0]} (divide scores of 0 to 100 by 100)")
+        raise ValueError(f"{name}: accuracies are in [0, 1] or NaN, found {wrong[0]} (divide percentages by 100)")
     return array
 
 

@@ -1,0 +1,120 @@
+"""Every image-classification network of the pytorchcv library, by name."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from cl_runner.backbones.backbone import Backbone, classifier_name, construct_checked, first_line
+from cl_runner.backbones.stem import Stem, check_stem, set_stem
+from cl_runner.backbones.weights import load_state, read_state
+from cl_runner.errors import RequestError, nearest
+
+logger = logging.getLogger(__name__)
+STORE = Path("~/.torch/models")
+
+
+class PytorchCV(Backbone):
+    """A network of ``pytorchcv.model_provider``, such as ``resnet20_cifar10``.
+
+    The average pool that ends the features is made to take a map of any size: with its published size it gives the
+    same values, and other image sizes run.
+
+    Args:
+        name: pytorchcv's name of the network.
+        pretrained: False, True (pytorchcv's model store), or the path of a weights file.
+        stem: "original"; "small" (3x3, stride 1, no max-pool); or "auto", small for images of at most 64 pixels when
+            not pretrained. Networks made for small images (``*_cifar10``) have nothing to change and stay as they are.
+
+    Raises:
+        RequestError: ``stem`` is unknown.
+    """
+
+    def __init__(self, *, name: str, pretrained: bool | str = False, stem: Stem = "auto") -> None:
+        self.name = name
+        self.pretrained = pretrained
+        self.stem = check_stem(stem)
+
+    def build(self, *, in_channels: int, image_size: int, n_classes: int, load_weights: bool = True) -> nn.Module:
+        """Builds the network; see `Backbone.build`."""
+        from pytorchcv import model_provider
+
+        if self.name not in model_provider._models:
+            raise RequestError(
+                f"backbone.name={self.name}: pytorchcv has no network of this name",
+                nearest(self.name, list(model_provider._models)),
+            )
+        stem = "original" if self.stem == "auto" and self.pretrained else self.stem
+
+        def construct(size: int) -> nn.Module:
+            network = self._construct(in_channels, size, n_classes)
+            set_stem(network, stem, in_channels=in_channels, image_size=size, n_classes=n_classes)
+            return network
+
+        network = construct_checked(
+            construct, self.name, in_channels=in_channels, image_size=image_size, n_classes=n_classes
+        )
+        if load_weights and self.pretrained:
+            if self.pretrained is True:
+                path, own = self._published(), network.state_dict()
+                # As pytorchcv itself does, names that only the published network has are left out.
+                state: dict[str, Tensor] = {key: value for key, value in read_state(path).items() if key in own}
+            else:
+                path, state = Path(self.pretrained), read_state(self.pretrained)
+            load_state(network, state, classifier_name(network, n_classes), path)
+        return network
+
+    def _construct(self, in_channels: int, image_size: int, n_classes: int) -> nn.Module:
+        from pytorchcv.model_provider import get_model
+
+        shape = {"in_channels": in_channels, "in_size": (image_size, image_size)}
+        try:
+            network = get_model(self.name, num_classes=n_classes, **shape)
+        except AssertionError:  # the CIFAR networks accept only 10 or 100 classes
+            network = get_model(self.name, **shape)
+            name = classifier_name(network, network.num_classes)
+            network.set_submodule(name, _with_classes(network.get_submodule(name), n_classes))
+        for name, module in list(network.named_modules()):
+            if name.endswith("final_pool") and isinstance(module, nn.AvgPool2d) and module.stride in (1, (1, 1)):
+                network.set_submodule(name, nn.AdaptiveAvgPool2d(1))
+        return network
+
+    def _published(self) -> Path:
+        """Returns the file of the published weights, downloaded into pytorchcv's store where it is not there yet."""
+        from pytorchcv.models.common import model_store
+
+        try:
+            error, checksum, release = model_store.get_model_name_suffix_data(self.name)
+        except ValueError:
+            checksum = release = "NA"
+        if "NA" in (checksum, release):
+            raise RequestError(
+                f"backbone.pretrained=true: pytorchcv publishes no weights for {self.name}",
+                "use backbone.pretrained=false, or backbone.pretrained=PATH with a weights file",
+            )
+        file = STORE.expanduser() / f"{self.name}-{error}-{checksum[:8]}.pth"
+        try:
+            # The library reports its download by print, which would break the screen.
+            with contextlib.redirect_stdout(io.StringIO()):
+                return Path(model_store.get_model_file(self.name, str(STORE)))
+        except Exception as failure:  # the store's client raises its own kinds
+            logger.debug("download of %s failed", file, exc_info=True)
+            raise RequestError(
+                f"backbone.pretrained=true: the weights of {self.name} cannot be had ({first_line(failure)})",
+                f"place {file.name} (SHA-1 {checksum}) at {file}, "
+                "or name a weights file you have: backbone.pretrained=PATH",
+            ) from failure
+
+
+def _with_classes(classifier: nn.Module, n_classes: int) -> nn.Module:
+    """Returns a classifier like ``classifier`` with ``n_classes`` outputs and PyTorch's default initialisation."""
+    bias = classifier.bias is not None
+    if isinstance(classifier, nn.Linear):
+        return nn.Linear(classifier.in_features, n_classes, bias=bias)
+    return nn.Conv2d(
+        classifier.in_channels, n_classes, classifier.kernel_size, classifier.stride, classifier.padding, bias=bias
+    )

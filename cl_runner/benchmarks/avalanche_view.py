@@ -1,0 +1,69 @@
+"""The task stream as Avalanche's strategies and plugins see it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from avalanche.benchmarks import CLScenario, benchmark_from_datasets, with_classes_timeline, with_task_labels
+from avalanche.benchmarks.utils import TaskAwareSupervisedClassificationDataset
+from avalanche.benchmarks.utils.data_attribute import DataAttribute, TaskLabels
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from cl_runner.benchmarks.store import ImageStore
+from cl_runner.benchmarks.stream import TaskStream
+
+SAMPLE_ID = "sample_id"  # survives Avalanche's subset and concat, so that any dataset leads back to the store
+
+
+class SampleView(Dataset):
+    """One normalised image at a time, for plugins that build loaders of their own (EWC, GEM, A-GEM, iCaRL, DER).
+
+    Item i is (float32 (C, H, W), class id): the same numbers that a batch of the lane holds for sample i when
+    nothing is augmented.
+    """
+
+    def __init__(self, store: ImageStore) -> None:
+        self.store = store
+        self.targets = store.host_labels.tolist()
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.store.normalise(self.store.host_NCHW[index]), self.targets[index]
+
+
+def avalanche_benchmark(stream: TaskStream) -> CLScenario:
+    """Builds the `train` and `test` streams, one experience a task, with task labels and a classes timeline."""
+    store = stream.store
+    assert store is not None, "an outline has no data"
+    whole = TaskAwareSupervisedClassificationDataset(
+        [SampleView(store)],  # type: ignore[list-item]
+        data_attributes=[
+            DataAttribute(store.host_labels.tolist(), "targets"),
+            TaskLabels(store.tasks.tolist()),
+            DataAttribute(range(len(store)), SAMPLE_ID),
+        ],
+    )
+    parts: dict[str, list[Any]] = {"train": [], "test": []}
+    for task in stream.tasks:
+        assert task.train is not None and task.test is not None
+        parts["train"].append(whole.subset(task.train.ids.tolist()))
+        parts["test"].append(whole.subset(task.test.ids.tolist()))
+    scenario = with_task_labels(with_classes_timeline(benchmark_from_datasets(**parts)))
+    scenario.n_classes_per_exp = [len(task.classes) for task in stream.tasks]  # iCaRL reads these two
+    scenario.classes_order = list(range(stream.n_classes))
+    for experiences in scenario.streams.values():
+        for experience in experiences:
+            experience.benchmark = scenario
+    return scenario
+
+
+def sample_ids(dataset: Any) -> Tensor | None:
+    """The store's ids of an Avalanche dataset's samples, or None where some sample is not in the store."""
+    attribute = getattr(dataset, SAMPLE_ID, None)
+    if attribute is None:
+        return None
+    return torch.tensor(list(attribute.data), dtype=torch.int64)

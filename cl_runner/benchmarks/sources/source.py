@@ -1,0 +1,281 @@
+"""The contract of an image data source, and what the sources share.
+
+A source turns files under a folder into uint8 arrays and official labels. Nothing here imports torch. Every refusal is
+a :class:`~cl_runner.errors.RequestError` whose message names the configuration key and the file, and whose hint says
+which file to place where. Checksums come before contents: no archive is unpacked and no pickle opened before its md5
+matched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tarfile
+import tempfile
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+from urllib.request import Request, urlopen
+
+from cl_runner.errors import RequestError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Progress = Callable[[int, int], None]
+"""Called as ``progress(done, total)``, in images, files or bytes."""
+
+Say = Callable[[str], None]
+"""Takes one line about what is being done."""
+
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """Every image of a dataset, decoded.
+
+    Images are uint8, (N, H, W, C); labels int64, (N,), in 0..n_classes-1: the dataset's official label ids, of which
+    ``class_names`` holds the names.
+    """
+
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    class_names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a dataset before its images are read.
+
+    ``image_shape`` is (C, H, W) after resizing; ``mean`` and ``std`` are per channel, of pixel values in [0, 1].
+    """
+
+    n_classes: int
+    image_shape: tuple[int, int, int]
+    n_train: int
+    n_test: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class MissingData(RequestError):
+    """The data is not there at all, as opposed to there but damaged."""
+
+
+class Source(ABC):
+    """A dataset of images with a train and a test part. Making one touches no file.
+
+    ``key`` is the configuration key that says where the data lies, ``needs`` what has to lie there; ``size``,
+    ``licence`` and ``origin`` are for people.
+    """
+
+    name: ClassVar[str]
+    key: ClassVar[str] = "data_root"
+    needs: ClassVar[str] = ""
+    size: ClassVar[str]
+    licence: ClassVar[str]
+    origin: ClassVar[str]
+
+    @abstractmethod
+    def facts(self) -> Facts:
+        """Returns the numbers that planning needs."""
+
+    @abstractmethod
+    def load(self, progress: Progress | None = None) -> ImageData:
+        """Returns every image, verified; raises RequestError rather than return damaged data."""
+
+    @abstractmethod
+    def find(self) -> str:
+        """Returns where the data lies, unverified and at once; raises MissingData."""
+
+    @abstractmethod
+    def verify(self, progress: Progress | None = None) -> str:
+        """Reads every file and returns one line of what is there; raises RequestError. Writes nothing."""
+
+    def state(self) -> tuple[str, str]:
+        """Returns ("ready" | "missing" | "damaged", one line of detail), after a full :meth:`verify`."""
+        try:
+            return "ready", self.verify()
+        except MissingData as error:
+            return "missing", error.message
+        except RequestError as error:
+            return "damaged", error.message
+
+    def prepare(self, say: Say = lambda line: None, progress: Progress | None = None) -> None:
+        """Fetches and verifies the data where an upstream still serves it; raises RequestError where none does."""
+        say(self.verify(progress))
+
+
+class ArchiveSource(Source):
+    """A dataset that comes as one archive: ``root/folder``, or ``root/archive``, or both one folder deeper.
+
+    Args:
+        root: the data folder of the user; looked through, then its subfolder named after the dataset.
+    """
+
+    folder: ClassVar[str]
+    archive: ClassVar[str]
+    archive_md5: ClassVar[str]
+    url: ClassVar[str]
+    note: ClassVar[str] = ""
+
+    def __init__(self, *, root: Path) -> None:
+        self.root = Path(root)
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.needs = cls.archive
+
+    @property
+    def hint(self) -> str:
+        """What would work, on one line."""
+        return (
+            f"{self.note}run `cl-data prepare {self.name} --data-root {self.root}`, or place {self.archive} "
+            f"(md5 {self.archive_md5}) in {self.root}"
+        )
+
+    def place(self) -> Path:
+        """Returns the unpacked folder, else the archive; raises MissingData."""
+        for base in (self.root, self.root / self.name):
+            if (base / self.folder).is_dir():
+                return base / self.folder
+            if (base / self.archive).is_file():
+                return base / self.archive
+        raise MissingData(f"{self.key}: {absence(self.root, f'{self.folder}/ nor {self.archive}')}", self.hint)
+
+    def find(self) -> str:
+        """Returns the unpacked folder's path, else the archive's."""
+        return str(self.place())
+
+    def check_archive(self, archive: Path) -> None:
+        """Raises RequestError unless ``archive`` is the official one."""
+        check_md5(file_md5(archive, self.key), self.archive_md5, archive, self.key, f"remove it, then {self.hint}")
+
+    def prepare(self, say: Say = lambda line: None, progress: Progress | None = None) -> None:
+        """Downloads and unpacks the archive unless the data is there, then verifies."""
+        try:
+            place = self.place()
+        except MissingData:
+            place = self.root / self.archive
+            say(f"downloading {self.url} to {place} ({self.size})")
+            download(self.url, place, self.archive_md5, self.key, progress)
+        if place.is_file() and os.access(place.parent, os.W_OK):
+            say(f"verifying and unpacking {place}")
+            self.check_archive(place)
+            unpack(place, self.folder, self.key)
+        say(self.verify(progress))
+
+
+def absence(root: Path, wanted: str) -> str:
+    """Returns what was found instead of ``wanted`` at ``root``."""
+    if root.is_file():
+        return f"{root} is a file, not a folder"
+    if not root.is_dir():
+        return f"the folder {root} does not exist"
+    return f"{root} holds neither {wanted}"
+
+
+def file_md5(path: Path, key: str) -> str:
+    """Returns the md5 of a file as hexadecimal digits; raises RequestError where it cannot be read."""
+    digest = hashlib.md5(usedforsecurity=False)
+    try:
+        with path.open("rb") as stream:
+            while chunk := stream.read(_CHUNK):
+                digest.update(chunk)
+    except OSError as error:
+        raise unreadable(path, key, error) from error
+    return digest.hexdigest()
+
+
+def check_md5(found: str, expected: str, path: Path | str, key: str, hint: str) -> None:
+    """Raises RequestError unless the two checksums agree."""
+    if found != expected:
+        raise RequestError(f"{key}: {path} is truncated or altered: md5 {found}, {expected} expected", hint)
+
+
+def unreadable(path: Path, key: str, error: OSError) -> RequestError:
+    """Returns the refusal for a file or folder that the system does not let us read."""
+    return RequestError(f"{key}: cannot read {path}: {error.strerror or error}", "check that it exists and its rights")
+
+
+def unpack(archive: Path, folder: str, key: str) -> Path:
+    """Unpacks ``archive`` beside itself and returns the path of its top folder ``folder``.
+
+    Entries that point outside are refused (tarfile's data filter). The work happens in a temporary folder that is
+    renamed at the end, so an interruption leaves nothing half done and two processes may do it at once.
+    """
+    target = archive.parent / folder
+    if not hasattr(tarfile, "data_filter"):
+        raise RequestError(f"{key}: this Python cannot unpack {archive} safely", "use Python 3.11.4 or later")
+    try:
+        with tempfile.TemporaryDirectory(dir=archive.parent, prefix=f".{folder}-") as scratch:
+            with tarfile.open(archive) as tar:
+                tar.extractall(scratch, filter="data")
+            try:
+                (Path(scratch) / folder).rename(target)
+            except OSError:
+                if not target.is_dir():  # else another process was faster
+                    raise
+    except tarfile.FilterError as error:
+        message = f"{key}: {archive} holds an entry that is not safe to unpack: {error}"
+        raise RequestError(message, "use the official archive") from error
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise RequestError(f"{key}: {archive} is not a whole tar archive: {error}", "use the official one") from error
+    except OSError as error:
+        hint = f"make room and give write permission, or unpack it to {target} yourself"
+        raise RequestError(f"{key}: cannot unpack {archive}: {error}", hint) from error
+    return target
+
+
+def download(url: str, target: Path, md5: str, key: str, progress: Progress | None = None) -> None:
+    """Downloads to ``target.part``, going on where an earlier attempt stopped, and renames once the md5 matches.
+
+    Raises RequestError; the part stays unless it is complete and wrong.
+    """
+    part = target.with_name(f"{target.name}.part")
+    by_hand = f"run the command again where there is a network, or place {target.name} (md5 {md5}) in {target.parent}"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        total = _fetch(url, part, progress)
+    except (OSError, HTTPException) as error:  # URLError is an OSError
+        reason = getattr(error, "reason", None) or error
+        raise RequestError(f"{key}: could not download {url} to {target}: {reason}", by_hand) from error
+    if part.stat().st_size < total:
+        raise RequestError(f"{key}: {part} got {part.stat().st_size} of {total} bytes", by_hand)
+    found = file_md5(part, key)
+    if found != md5:
+        part.unlink()
+    check_md5(found, md5, url, key, by_hand)
+    part.replace(target)
+
+
+def _fetch(url: str, part: Path, progress: Progress | None) -> int:
+    """Appends to ``part`` what is missing and returns the length it should have (0: the server did not say)."""
+    have = part.stat().st_size if part.exists() else 0
+    request = Request(url, headers={"User-Agent": "cl-runner"} | ({"Range": f"bytes={have}-"} if have else {}))
+    with contextlib.ExitStack() as stack:
+        try:
+            answer = stack.enter_context(urlopen(request, timeout=30))
+        except OSError as error:
+            if getattr(error, "code", None) == 416:  # nothing lies beyond what we have
+                return have
+            raise
+        resumed = answer.status == 206
+        have = have if resumed else 0
+        length = answer.headers.get("Content-Length")
+        total = have + int(length) if length else 0
+        stream = stack.enter_context(part.open("ab" if resumed else "wb"))
+        while chunk := answer.read(_CHUNK):
+            stream.write(chunk)
+            have += len(chunk)
+            if progress and total:
+                progress(have, total)
+    return total

@@ -1,0 +1,105 @@
+"""Images that live on the device as uint8, and the parts of them that tasks own.
+
+Shapes: N samples, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class ImageStore:
+    """All images of a benchmark, training part first, with labels in the network's space.
+
+    Args:
+        images: uint8, (N, H, W, C).
+        labels: class ids in the network's label space, (N,).
+        tasks: task index of each sample, (N,); all zero where task labels are not given.
+        mean: per channel, of pixel values in [0, 1].
+        std: per channel, of pixel values in [0, 1].
+    """
+
+    def __init__(
+        self, *, images: np.ndarray, labels: np.ndarray, tasks: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]
+    ) -> None:
+        self.host_NCHW = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+        self.images_NCHW = self.host_NCHW
+        self.labels = torch.from_numpy(labels.astype(np.int64))
+        self.host_labels = self.labels
+        self.tasks = torch.from_numpy(tasks.astype(np.int64))  # stays on the host: it only routes
+        self.mean, self.std = mean, std
+        self.device = torch.device("cpu")
+        self._affine: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def __len__(self) -> int:
+        return self.host_NCHW.shape[0]
+
+    @property
+    def resident(self) -> bool:
+        """Whether the images themselves are on the compute device."""
+        return self.images_NCHW.device == self.device
+
+    def to(self, device: torch.device, placement: str = "auto") -> ImageStore:
+        """Moves the images to the device, or pins them where they would not fit.
+
+        Args:
+            device: where batches are wanted.
+            placement: `device`, `host`, or `auto`: on the device while that leaves 60 % of its free memory.
+        """
+        self.device = device
+        if device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(device)
+            fits = self.host_NCHW.nbytes < 0.4 * free
+            if placement == "host" or (placement == "auto" and not fits):
+                self.images_NCHW = self.host_NCHW.pin_memory()
+            else:
+                self.images_NCHW = self.host_NCHW.to(device)
+        elif placement != "host":
+            self.images_NCHW = self.host_NCHW.to(device)
+        self.labels = self.host_labels.to(device)
+        return self
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 (..., C, H, W) to float32: (pixel / 255 - mean) / std, one multiplication and one addition."""
+        scale, shift = self._constants(images.device)
+        return images.to(torch.float32).mul_(scale).add_(shift)
+
+    def black(self, device: torch.device) -> Tensor:
+        """The normalised value of a pixel that is 0, (C, 1, 1): what padding looks like."""
+        return self._constants(device)[1]
+
+    def _constants(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        key = str(device)
+        if key not in self._affine:
+            mean = torch.tensor(self.mean, dtype=torch.float64).view(-1, 1, 1)
+            std = torch.tensor(self.std, dtype=torch.float64).view(-1, 1, 1)
+            self._affine[key] = ((1 / (255 * std)).float().to(device), (-mean / std).float().to(device))
+        return self._affine[key]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some samples of a store: the training, validation or test part of a task.
+
+    `part[indices]` gives (images, labels) on the device: float32 (B, C, H, W), normalised and not augmented, and
+    int64 (B,).
+    """
+
+    store: ImageStore
+    ids: Tensor
+    task: int
+
+    def __len__(self) -> int:
+        return int(self.ids.numel())
+
+    def __getitem__(self, indices: Tensor | slice) -> tuple[Tensor, Tensor]:
+        ids = self.ids[indices]
+        store = self.store
+        images = store.images_NCHW[ids.to(store.images_NCHW.device)]
+        if not store.resident:
+            images = images.to(store.device, non_blocking=True)
+        return store.normalise(images), store.labels[ids.to(store.device)]

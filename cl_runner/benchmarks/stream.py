@@ -1,0 +1,61 @@
+"""The task stream: what is learned, in which order, and the parts that are indexed in one call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cl_runner.benchmarks.store import ImageStore, Part
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task of a stream.
+
+    Attributes:
+        index: position in the stream, from 0.
+        name: its column in `accuracy_matrix.csv`.
+        classes: class ids in the network's label space, 0 .. n_classes - 1 in the order of the stream.
+        class_names: the names of those classes.
+        n_train: training images, without the validation split.
+        train, validation, test: the data; None in an outline, and no validation part where no split was asked for.
+    """
+
+    index: int
+    name: str
+    classes: tuple[int, ...]
+    class_names: tuple[str, ...]
+    n_train: int
+    n_test: int
+    train: Part | None = None
+    validation: Part | None = None
+    test: Part | None = None
+
+
+@dataclass(frozen=True)
+class TaskStream:
+    """Tasks in order, with what every part of a run needs to know of them.
+
+    Attributes:
+        name: the benchmark.
+        task_labels: whether the task of a sample is known in training and at evaluation. Where it is, the
+            candidates at evaluation are the task's own classes; where not, all classes of the stream.
+        n_classes: classes of the whole stream.
+        image_shape: (channels, height, width).
+        class_order: the dataset's label ids in the order of the stream; position i is class i of the network.
+        augmentation: none, flip, crop or crop_flip, drawn anew for every training sample.
+        store: the images, absent in an outline (`mode=plan`).
+    """
+
+    name: str
+    tasks: tuple[Task, ...]
+    task_labels: bool
+    n_classes: int
+    image_shape: tuple[int, int, int]
+    class_order: tuple[int, ...]
+    augmentation: str = "none"
+    store: ImageStore | None = field(default=None, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.tasks)

@@ -1,0 +1,197 @@
+"""The one thing the runner talks to about a run: it passes every value on to files, trackers and the terminal."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from cl_runner.errors import RequestError
+from cl_runner.metrics import summarize
+from cl_runner.recording.console import Console
+from cl_runner.recording.events import EventLog, Tracker
+from cl_runner.recording.run_folder import RunFolder
+
+_FROM_PARAMETERS = {  # key of the summary: column of the last row of parameters.csv
+    "parameter_growth": "growth",
+    "base_parameters": "base",
+    "trainable_parameters": "trainable",
+    "stored_parameters": "stored",
+    "inference_parameters": "inference",
+}
+
+
+class Recorder:
+    """Records a run: told, never asks. Tasks count from 1, "after task 0" is before any training.
+
+    Every call is an event in ``events.jsonl``; the tables are rewritten whenever they grow, so that a run
+    that is killed leaves all it had measured.
+
+    Attributes:
+        matrix: T x T accuracies in [0, 1], row i - 1 after task i; NaN where not evaluated.
+        initial: T accuracies before any training; NaN where not evaluated.
+
+    Args:
+        folder: the run folder.
+        events: its event log.
+        console: the terminal view.
+        trackers: called with every event; one that raises is dropped with a warning.
+    """
+
+    def __init__(
+        self, folder: RunFolder, events: EventLog, console: Console, *, trackers: Sequence[Tracker] = ()
+    ) -> None:
+        self.folder = folder
+        self.matrix = np.empty((0, 0))
+        self.initial = np.empty(0)
+        self._events = events
+        self._console = console
+        self._trackers = list(trackers)
+        self._tasks: list[str] = []
+        self._summary: dict[str, Any] = {}
+        self._parameters: list[dict[str, Any]] = []
+        self._layers: list[dict[str, Any]] = []
+
+    def run_started(
+        self, header: Mapping[str, str], tasks: Sequence[str], summary_fields: Mapping[str, Any] | None = None
+    ) -> None:
+        """Starts the run.
+
+        Args:
+            header: what was composed, for the terminal.
+            tasks: the names of the T tasks in order.
+            summary_fields: keys of ``summary.json`` known already (experiment, seed, ...), which a run that fails
+                later keeps.
+        """
+        self._tasks = list(tasks)
+        self._summary = dict(summary_fields or {})
+        self.matrix = np.full((len(tasks), len(tasks)), np.nan)
+        self.initial = np.full(len(tasks), np.nan)
+        self.log("run_started", tasks=self._tasks, header=dict(header))
+        self._console.header(header, self._tasks)
+
+    def task_started(self, index: int, name: str, epochs: int, batches: int) -> None:
+        """Starts task ``index`` (from 1), planned as ``epochs`` of ``batches`` training steps each."""
+        self.log("task_started", task=index, name=name, epochs=epochs, batches=batches)
+        self._console.task_started(index, len(self._tasks), name, epochs, batches)
+
+    def batch(self, n_images: int) -> None:
+        """Counts one training step; costs well under a microsecond but for the rare redraw."""
+        self._console.batch(n_images)
+
+    def epoch_finished(
+        self,
+        task: int,
+        epoch: int,
+        epochs: int,
+        train_loss: float | None,
+        validation_loss: float | None = None,
+        validation_accuracy: float | None = None,
+        learning_rate: float | None = None,
+        images: int = 0,
+        seconds: float = 0.0,
+    ) -> None:
+        """Records epoch ``epoch`` (from 1) of task ``task``: losses, accuracy in [0, 1], images trained, seconds."""
+        shown = {
+            "train_loss": train_loss,
+            "validation_loss": validation_loss,
+            "validation_accuracy": validation_accuracy,
+            "learning_rate": learning_rate,
+        }
+        self.log("epoch", task=task, epoch=epoch, epochs=epochs, **shown, images=images, seconds=seconds)
+        self._console.epoch_finished(epoch, epochs, **shown)
+
+    def task_finished(
+        self, task: int, parameters_row: Mapping[str, Any], layer_rows: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Records the parameter account after task ``task``, for ``parameters.csv`` and ``layers.csv``."""
+        row = {**parameters_row, "task": task}
+        layers = [{**layer, "task": task} for layer in layer_rows]
+        self._parameters.append(row)
+        self._layers.extend(layers)
+        self.log("task_finished", **row)
+        for layer in layers:
+            self.log("layer", **layer)
+        self.folder.write_parameters(self._parameters)
+        self.folder.write_layers(self._layers)
+        self._console.task_finished()
+
+    def evaluated(self, after_task: int, accuracies: Sequence[float | None]) -> None:
+        """Records the accuracies in [0, 1] on all T tasks after ``after_task``; NaN or None where not evaluated."""
+        row = np.array(accuracies, dtype=np.float64)
+        n_tasks = len(self._tasks)
+        if row.shape != (n_tasks,) or not 0 <= after_task <= n_tasks:
+            raise ValueError(f"after task {after_task}: {row.shape} accuracies for a stream of {n_tasks} tasks")
+        if after_task == 0:
+            self.initial = row
+        else:
+            self.matrix[after_task - 1] = row
+        for task, accuracy in enumerate(row.tolist(), start=1):
+            if accuracy == accuracy:  # not NaN
+                self.log("evaluated", after_task=after_task, task=task, accuracy=accuracy)
+        self.folder.write_matrix(self.initial.tolist(), self.matrix.tolist(), self._tasks)
+        self._console.evaluation(after_task, row.tolist())
+
+    def warning(self, text: str) -> None:
+        """Records a warning and shows it on standard error."""
+        self.log("warning", text=text)
+        self._console.warning(text)
+
+    def log(self, event: str, /, **fields: Any) -> None:
+        """Writes one event to the log and passes it to the trackers; for values that have no method of their own."""
+        record = self._events.write(event, **fields)
+        for tracker in list(self._trackers):
+            try:
+                tracker.log(record)
+            except Exception as error:  # a tracking service that is down must not cost a run
+                self._trackers.remove(tracker)
+                self._console.warning(f"tracking stopped, {type(tracker).__name__} failed: {error}")
+
+    def run_finished(self, summary_fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Ends a run that did what it was asked: summary, closing table, and ``DONE`` as the last file.
+
+        Returns:
+            What ``summary.json`` holds (but for the keys that are null there).
+        """
+        summary = self._end("done", summary_fields)
+        self._console.closing(summary, self._parameters, self.folder.path)
+        self._close()
+        self.folder.mark_done()
+        return summary
+
+    def run_failed(
+        self,
+        error: BaseException,
+        status: Literal["failed", "interrupted"],
+        summary_fields: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Ends a run that did not: a summary of what there is, and no ``DONE``. Never raises what hides ``error``."""
+        self._console.close()
+        reason = f"{type(error).__name__}: {error}"
+        try:
+            self.log("error", status=status, error=reason, traceback="".join(traceback.format_exception(error)))
+            self._end(status, {**(summary_fields or {}), "error": reason})
+        except RequestError as second:  # most likely the disk is full, which may be why the run failed
+            self._console.warning(second.message)
+        finally:
+            self._close()
+
+    def _end(self, status: str, summary_fields: Mapping[str, Any]) -> dict[str, Any]:
+        last = self._parameters[-1] if self._parameters else {}
+        counts = {key: last[column] for key, column in _FROM_PARAMETERS.items() if column in last}
+        metrics = summarize(self.matrix, self.initial) if self._tasks else {}
+        summary = {**counts, **self._summary, **summary_fields, "status": status, **metrics}
+        self.folder.write_summary(summary)
+        self.log("run_ended", **summary)
+        return summary
+
+    def _close(self) -> None:
+        self._console.close()
+        self._events.close()
+        for tracker in self._trackers:
+            try:
+                tracker.close()
+            except Exception as error:
+                self._console.warning(f"tracking: {type(tracker).__name__} did not close: {error}")
