@@ -1,0 +1,22 @@
+"""Adapters: one file a method. Names are loaded when they are asked for."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "Adapter": "adapter",
+    "ConvLoRA": "convlora",
+    "NoAdapter": "none",
+    "PerTaskAdapter": "per_task",
+    "Placement": "placement",
+}
+
+__all__ = sorted(_HOMES)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"cl_runner.adapters.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'cl_runner.adapters' has no attribute '{name}'")

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from cl_runner.errors import RequestError
 
 COMMON_SIZES = (16, 28, 32, 64, 96, 128, 224, 256, 299, 331)
+NOT_A_CLASSIFIER = "it does not classify images"
 
 
 class Backbone(ABC):
@@ -82,28 +83,44 @@ def probe(network: nn.Module, *, in_channels: int, image_size: int, n_classes: i
     """Runs the network's shapes, without data, arithmetic or random draws, on a batch of two images.
 
     Returns:
-        None when the logits are (2, n_classes) and come from the classifier, else the reason why not.
+        None when the logits are (2, n_classes) and come from the classifier, else the reason why not; it begins with
+        ``NOT_A_CLASSIFIER`` where no other image size would help.
     """
-    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
     seen: list[torch.Size] = []
     try:
         classifier = network.get_submodule(classifier_name(network, n_classes))
-        hook = classifier.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
-        try:
-            with torch.no_grad(), torch.device("meta"), _evaluating(network):
-                logits = functional_call(network, shapes, (torch.empty(2, in_channels, image_size, image_size),))
-        finally:
-            hook.remove()
+    except RequestError as error:
+        return f"{NOT_A_CLASSIFIER} ({first_line(error)})"
+    hook = classifier.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
+    try:
+        logits = _forward_shapes(network, (2, in_channels, image_size, image_size))
+    except NotImplementedError:  # shapes alone cannot tell; building it with values will
+        return None
     except Exception as error:  # a network that does not fit fails in whatever way its author left open
         return first_line(error)
+    finally:
+        hook.remove()
     if not isinstance(logits, torch.Tensor):
-        return f"it returns a {type(logits).__name__}, not one tensor of class scores"
+        return f"{NOT_A_CLASSIFIER} (it returns a {type(logits).__name__}, not one tensor of class scores)"
     if tuple(logits.shape) != (2, n_classes):
-        return f"two images give an output of shape {tuple(logits.shape)}, not (2, {n_classes})"
+        return f"{NOT_A_CLASSIFIER} (two images give {tuple(logits.shape)}, not (2, {n_classes}))"
     if not seen or seen[-1][:2] != logits.shape:
-        return "its class scores do not come from its last layer"
+        return f"{NOT_A_CLASSIFIER} (its class scores do not come from its last layer)"
     return None
+
+
+def _forward_shapes(network: nn.Module, shape: tuple[int, ...]) -> Any:
+    """Runs ``network`` in evaluation mode on the meta device, leaving its own tensors where they are."""
+    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    metas = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+    with torch.no_grad(), _evaluating(network):
+        try:
+            with torch.device("meta"):
+                return functional_call(network, metas, (torch.empty(shape),))
+        except NotImplementedError:  # an operation whose shape depends on values (iSQRT-COV)
+            if any(tensor.is_meta for tensor in tensors.values()):
+                raise
+            return network(torch.zeros(shape))
 
 
 class _NumbersOnCPU(TorchFunctionMode):
@@ -147,6 +164,8 @@ def construct_checked(
             network = _construct_anywhere(construct, size)
         except RequestError:
             raise
+        except (AttributeError, TypeError) as error:  # no number of classes or channels to set
+            return None, f"{NOT_A_CLASSIFIER} ({first_line(error)})"
         except Exception as error:  # constructors assert their own limits in their own ways
             return None, first_line(error)
         return network, probe(network, in_channels=in_channels, image_size=size, n_classes=n_classes)
@@ -154,13 +173,11 @@ def construct_checked(
     network, reason = attempt(image_size)
     if network is not None and reason is None:
         return network
-    larger = (size for size in COMMON_SIZES if size > image_size)
-    with torch.device("meta"):
-        works = next((size for size in larger if attempt(size)[1] is None), None)
+    message = f"backbone.name={name} cannot classify {n_classes} classes at benchmark.image_size={image_size}: {reason}"
+    works = None
+    if not str(reason).startswith(NOT_A_CLASSIFIER):
+        with torch.device("meta"):
+            works = next((size for size in COMMON_SIZES if size > image_size and attempt(size)[1] is None), None)
     if works is None:
-        hint = "choose another network by backbone.name, one that classifies images"
-    else:
-        hint = f"backbone.name={name} runs at benchmark.image_size={works}; backbone=small_cnn takes small images"
-    raise RequestError(
-        f"backbone.name={name} cannot classify {n_classes} classes at benchmark.image_size={image_size}: {reason}", hint
-    )
+        raise RequestError(message, "choose another network by backbone.name, one that classifies images of this size")
+    raise RequestError(message, f"it runs at benchmark.image_size={works}; backbone=small_cnn takes small images")

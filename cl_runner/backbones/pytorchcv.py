@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -69,19 +70,30 @@ class PytorchCV(Backbone):
         return network
 
     def _construct(self, in_channels: int, image_size: int, n_classes: int) -> nn.Module:
-        from pytorchcv.model_provider import get_model
-
-        shape = {"in_channels": in_channels, "in_size": (image_size, image_size)}
-        try:
-            network = get_model(self.name, num_classes=n_classes, **shape)
-        except AssertionError:  # the CIFAR networks accept only 10 or 100 classes
-            network = get_model(self.name, **shape)
+        network = self._first_that_builds(
+            in_channels, {"num_classes": n_classes}, {"in_size": (image_size, image_size)}
+        )
+        if network.num_classes != n_classes:
             name = classifier_name(network, network.num_classes)
             network.set_submodule(name, _with_classes(network.get_submodule(name), n_classes))
         for name, module in list(network.named_modules()):
-            if name.endswith("final_pool") and isinstance(module, nn.AvgPool2d) and module.stride in (1, (1, 1)):
+            if _is_global_pool(name, module):
                 network.set_submodule(name, nn.AdaptiveAvgPool2d(1))
         return network
+
+    def _first_that_builds(self, in_channels: int, n_classes: int, image_size: int) -> nn.Module:
+        """Some networks assert 10 or 100 classes (CIFAR), some their published size (EfficientNet), in vain."""
+        from pytorchcv.model_provider import get_model
+
+        classes: dict[str, Any] = {"num_classes": n_classes}
+        size: dict[str, Any] = {"in_size": (image_size, image_size)}
+        refusal: Exception | None = None
+        for options in (classes | size, classes, size, {}):
+            try:
+                return get_model(self.name, in_channels=in_channels, **options)
+            except (AssertionError, TypeError) as error:
+                refusal = refusal or error
+        raise refusal or AssertionError(self.name)
 
     def _published(self) -> Path:
         """Returns the file of the published weights, downloaded into pytorchcv's store where it is not there yet."""
@@ -108,6 +120,15 @@ class PytorchCV(Backbone):
                 f"place {file.name} (SHA-1 {checksum}) at {file}, "
                 "or name a weights file you have: backbone.pretrained=PATH",
             ) from failure
+
+
+def _is_global_pool(name: str, module: nn.Module) -> bool:
+    """True for the average pool that the published image size reduces to 1x1."""
+    if not isinstance(module, nn.AvgPool2d) or module.stride not in (1, (1, 1)) or module.padding not in (0, (0, 0)):
+        return False
+    kernel = module.kernel_size if isinstance(module.kernel_size, int) else module.kernel_size[0]
+    # Inside a network, pools of stride 1 are 3x3.
+    return name.endswith("final_pool") or kernel > 3
 
 
 def _with_classes(classifier: nn.Module, n_classes: int) -> nn.Module:

@@ -15,6 +15,7 @@ from typing import Any, TextIO
 
 from rich import box
 from rich import console as rich_console
+from rich.columns import Columns
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -68,18 +69,19 @@ class Console:
         shown = [f"{number} {shortened(name, 28)}" for number, name in enumerate(tasks, start=1)]
         if len(shown) > 24:
             shown[20:] = [f"... {len(tasks) - 20} more"]
-        rows = {**rows, f"{len(tasks)} tasks" if len(tasks) != 1 else "1 task": " | ".join(shown)}
-        key_width = max(map(len, rows))
+        key = f"{len(tasks)} tasks" if len(tasks) != 1 else "1 task"
+        key_width = max(map(len, [key, *rows]))
         if not self._terminal:
             self._print("cl-run")
-            for key, value in rows.items():
-                self._print(f"  {key:<{key_width}}  {value}")
+            for name, value in [*rows.items(), (key, " | ".join(shown))]:
+                self._print(f"  {name:<{key_width}}  {value}")
             return
         grid = Table.grid(padding=(0, 2))
         grid.add_column(style="bold cyan", no_wrap=True, min_width=key_width + 1)
         grid.add_column(overflow="fold")
-        for key, value in rows.items():
-            grid.add_row(f" {key}", Text(str(value)))
+        for name, value in rows.items():
+            grid.add_row(f" {name}", Text(str(value)))
+        grid.add_row(f" {key}", Columns([Text(name) for name in shown], padding=(0, 3)))
         self._out.rule(Text("cl-run", style="bold"), style="cyan")
         self._out.print(grid)
         self._out.rule(style="cyan")
@@ -151,7 +153,7 @@ class Console:
         """Writes a line to standard error; the status area makes way for it."""
         live = self._live
         self.close()
-        self._err.print(Text(f"warning: {text}", style="yellow"), soft_wrap=True)
+        self._err.print(Text(f"warning: {text}", style="yellow"), soft_wrap=not self._err.is_terminal)
         if live is not None:
             self._start_live()
 
@@ -183,8 +185,10 @@ class Console:
             self._next_refresh = math.inf
 
     def _print(self, text: str | Text) -> None:
-        # soft_wrap leaves long lines whole, so that a path can be copied
-        self._out.print(text if isinstance(text, Text) else Text(text), soft_wrap=True)
+        line = text if isinstance(text, Text) else Text(text)
+        if not self._terminal:
+            line.rstrip()
+        self._out.print(line, soft_wrap=True)  # long lines stay whole, so that a path can be copied
 
     def _start_live(self) -> None:
         if self._live is None:

@@ -25,7 +25,7 @@ class MatrixView:
         room = width - _LABEL_WIDTH - _SEEN_WIDTH
         numbers = [str(number) for number in range(1, len(names) + 1)]
         by_name = max(7, min(max(map(len, names)) + 2, 14))
-        for columns, cell in ((list(names), by_name), (list(names), 11), (numbers, 7), (numbers, 5), (numbers, 4)):
+        for columns, cell in ((list(names), by_name), (numbers, 7), (numbers, 5), (numbers, 4)):
             fits = cell * len(names) <= room
             cut = [shortened(name, cell - 2) for name in columns]
             if fits and len(set(cut)) == len(cut):  # names that are alike once cut would say nothing
@@ -35,8 +35,9 @@ class MatrixView:
 
     def title(self) -> list[Text]:
         """Returns what stands above the first row."""
-        full = ", ** = 100" if self.cell == 3 else ""
-        return [Text(f"accuracy in %, a column a task, a row after each task{full}", style="bold"), *self._header()]
+        full = " (** = 100)" if self.cell == 3 else ""
+        meaning = f"accuracy in %{full} after each task; last column: mean of the tasks seen"
+        return [Text(meaning, style="bold"), *self._header()]
 
     def _header(self) -> list[Text]:
         lines = []
@@ -80,5 +81,8 @@ def _heat(accuracy: float) -> str:
 
 
 def shortened(name: str, width: int) -> str:
-    """Returns ``name`` cut to ``width`` characters."""
-    return name if len(name) <= width else name[: max(width - 2, 1)] + ".."
+    """Returns ``name`` cut to ``width`` characters in its middle, since names of tasks often differ at their end."""
+    if len(name) <= width:
+        return name
+    kept = max(width - 2, 2)
+    return name[: (kept + 1) // 2] + ".." + name[len(name) - kept // 2 :]

@@ -57,7 +57,7 @@ class Clock:
             latest = (self.images - images) / (now - then)
             self._rate = latest if self._rate == 0.0 else 0.7 * self._rate + 0.3 * latest
             self._window = (now, self.images)
-        return self._rate
+        return self._rate or self.mean_rate(now)
 
     def mean_rate(self, now: float) -> float:
         """Returns images/s since the task started."""

@@ -116,17 +116,28 @@ class LaneLoader:
 
 
 class ShuffledBatches:
-    """A fresh permutation of the ids at every iteration, cut into batches; the last one may be smaller."""
+    """A fresh permutation of the ids at every iteration, cut into batches; the last one may be smaller.
+
+    A single sample left over joins the batch before it: BatchNorm has no variance of one value.
+    """
 
     def __init__(self, ids: Tensor, batch_size: int, generator: torch.Generator) -> None:
         self.ids, self.batch_size, self.generator = ids, batch_size, generator
 
+        sizes = [batch_size] * (len(ids) // batch_size)
+        left = len(ids) % batch_size
+        if left == 1 and sizes:
+            sizes[-1] += 1
+        elif left:
+            sizes.append(left)
+        self.sizes = sizes
+
     def __len__(self) -> int:
-        return -(-len(self.ids) // self.batch_size)
+        return len(self.sizes)
 
     def __iter__(self) -> Iterator[Tensor]:
         order = torch.randperm(len(self.ids), generator=self.generator)
-        return iter(self.ids[order].split(self.batch_size))
+        return iter(self.ids[order].split(self.sizes))
 
 
 class AvalancheBatches:

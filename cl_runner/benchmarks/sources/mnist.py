@@ -91,7 +91,7 @@ class Mnist(Source):
     files = FILES
 
     def __init__(self, *, root: Path) -> None:
-        self.root = Path(root)
+        self.root = Path(root).expanduser()
 
     def facts(self) -> Facts:
         """Returns the published numbers."""

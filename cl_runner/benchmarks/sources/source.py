@@ -128,7 +128,7 @@ class ArchiveSource(Source):
     note: ClassVar[str] = ""
 
     def __init__(self, *, root: Path) -> None:
-        self.root = Path(root)
+        self.root = Path(root).expanduser()
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

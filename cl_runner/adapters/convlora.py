@@ -1,0 +1,64 @@
+"""ConvLoRA: low-rank updates of convolutions, one set per task (Aleem et al., ISBI 2024)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from cl_runner.adapters.per_task import PerTaskAdapter
+
+
+class ConvLoRA(PerTaskAdapter):
+    """DeltaW = alpha / r * (B A), reshaped to the convolution's weight.
+
+    For a weight (c_out, c_in / groups, k, k): A is (r k, c_in k), Kaiming-uniform (a = sqrt 5), and B is
+    (c_out / groups * k, r k), zero, so that DeltaW starts at zero; r k^2 (c_in + c_out) parameters where groups = 1.
+    A rectangular kernel (k_h, k_w) takes A (r m, c_in k_w) and B (c_out / groups * k_h, r m) with m = min(k_h, k_w).
+    Linear layers get LoRA's A (r, d_in) and B (d_out, r).
+
+    Every task has its own A and B, its own copy of every BatchNorm layer and its own head. Constructor arguments
+    are those of `PerTaskAdapter`.
+
+    Source: Aleem et al., "ConvLoRA and AdaBN based domain adaptation via self-training", ISBI 2024; the continual
+    setting with per-task state is that of the PeerJ study of low-rank adapters against forgetting.
+    """
+
+    def make_delta(self, layer: nn.Module, rank: int, scaling: float) -> nn.Module:
+        """ConvLoRA's factors for a convolution, LoRA's for a linear layer."""
+        return Factors(layer, rank, scaling)
+
+    def own_rank(self, layer: nn.Module) -> int:
+        """Rank at which B A reaches full rank: r m = min(c_out / groups * k_h, c_in * k_w)."""
+        rows, inner, columns = factor_shape(layer)
+        return min(rows, columns) // inner
+
+
+class Factors(nn.Module):
+    """The pair A, B of one layer under one task."""
+
+    def __init__(self, layer: nn.Module, rank: int, scaling: float) -> None:
+        super().__init__()
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        rows, inner, columns = factor_shape(layer)
+        like = {"device": weight.device, "dtype": weight.dtype}
+        self.A = nn.Parameter(torch.empty(rank * inner, columns, **like))
+        self.B = nn.Parameter(torch.zeros(rows, rank * inner, **like))
+        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+        self.shape, self.scaling = weight.shape, scaling
+
+    def forward(self) -> Tensor:
+        """DeltaW in the shape of the weight."""
+        delta = (self.B @ self.A).view(self.shape)
+        return delta if self.scaling == 1 else delta * self.scaling
+
+
+def factor_shape(layer: nn.Module) -> tuple[int, int, int]:
+    """(rows of B, rows of A per rank, columns of A)."""
+    if isinstance(layer, nn.Conv2d):
+        height, width = layer.kernel_size
+        return layer.out_channels // layer.groups * height, min(height, width), layer.in_channels * width
+    assert isinstance(layer, nn.Linear)
+    return layer.out_features, 1, layer.in_features

@@ -1,0 +1,161 @@
+"""A backbone with its head, routed by task: what strategies train and evaluate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cl_runner.backbones.heads import Head
+
+EVERY_CLASS = object()  # stands for a call without task labels: plain logits over all classes
+
+
+class Network(nn.Module):
+    """Logits over all classes of the stream, with other tasks' classes masked where the task is known.
+
+    Args:
+        backbone: maps (B, C, H, W) to (B, n_classes); its classifier is replaced by a `Head`.
+        classifier: dotted name of the backbone's classifier.
+        task_classes: the classes of each task.
+        task_labels: whether the task of a sample is known; where it is, the logits of all other tasks' classes
+            are minus infinity, in training and at evaluation.
+        head: `shared` or `per_task`.
+        own_classes: a per-task head has outputs for its own task's classes only.
+        pretrained: whether the backbone's weights were loaded.
+        precision: float32, or bfloat16 for autocast; logits are float32 in both.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        classifier: str,
+        *,
+        task_classes: Sequence[Sequence[int]],
+        task_labels: bool,
+        head: str = "shared",
+        own_classes: bool = False,
+        pretrained: bool = False,
+        precision: str = "float32",
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.classifier_name = classifier
+        self.task_labels = task_labels
+        self.pretrained = pretrained
+        self.precision = precision
+        self.adapter: Any = None
+        template = backbone.get_submodule(classifier)
+        new_head = Head(template, task_classes if head == "per_task" else None, own_classes)
+        self.base_parameters = count(backbone) - count(template)
+        set_module(backbone, classifier, new_head)
+        masks = torch.ones(len(task_classes), new_head.n_classes, dtype=torch.bool)
+        for task, classes in enumerate(task_classes):
+            masks[task, list(classes)] = False
+        self.register_buffer("masked", masks, persistent=False)
+        self.register_buffer("anchor", torch.zeros(()), persistent=False)
+
+    @property
+    def head(self) -> Head:
+        """The head, where the backbone's classifier was."""
+        head = self.backbone.get_submodule(self.classifier_name)
+        assert isinstance(head, Head)
+        return head
+
+    @property
+    def per_task(self) -> bool:
+        """Whether the adapter keeps a set for every task, so that the whole forward depends on the task."""
+        return bool(self.adapter is not None and self.adapter.per_task)
+
+    def begin_task(self, tasks: Sequence[int]) -> None:
+        """Prepares training on the tasks: the adapter's new sets and the heads."""
+        if self.adapter is not None:
+            self.adapter.begin_task(tasks)
+        self.head.begin_task(tasks, isolate=self.per_task)
+
+    def activate(self, task: int) -> None:
+        """Switches adapter and head to one task."""
+        if self.adapter is not None:
+            self.adapter.activate(task)
+        self.head.activate(task)
+
+    def forward(self, x: Tensor, task_labels: Any = EVERY_CLASS) -> Any:
+        """Logits (B, n_classes).
+
+        Args:
+            x: images (B, C, H, W).
+            task_labels: task of each sample (B,), on the host where possible; an int for all samples; None for a
+                dict of the logits under every task learned so far; left out for plain logits over all classes.
+        """
+        if not self.task_labels or task_labels is EVERY_CLASS:
+            return self._anchored(self._scores(x))
+        if task_labels is None:
+            return self._every_task(x)
+        if isinstance(task_labels, int):
+            return self.for_task(x, task_labels)
+        tasks = torch.unique(task_labels).tolist()
+        if len(tasks) == 1:
+            return self.for_task(x, tasks[0])
+        return self._mixed(x, task_labels, tasks)
+
+    def for_task(self, x: Tensor, task: int) -> Tensor:
+        """Logits under one task, the other tasks' classes at minus infinity."""
+        self.activate(task)
+        return self._anchored(self._scores(x).masked_fill(self.masked[task], float("-inf")))
+
+    def known_tasks(self) -> set[int]:
+        """Tasks that training has begun on."""
+        return set(range(len(self.masked)))
+
+    def features_and_head(self) -> tuple[nn.Module, Head]:
+        """Splits the network for methods that treat features and classifier apart (iCaRL)."""
+        head = self.head
+        set_module(self.backbone, self.classifier_name, nn.Identity())
+        return self.backbone, head
+
+    def _every_task(self, x: Tensor) -> dict[int, Tensor]:
+        tasks = sorted(self.known_tasks())
+        if self.per_task or self.head.per_task:
+            return {task: self.for_task(x, task) for task in tasks}
+        scores = self._scores(x)  # the features are the same for every task
+        return {task: self._anchored(scores.masked_fill(self.masked[task], float("-inf"))) for task in tasks}
+
+    def _mixed(self, x: Tensor, task_labels: Tensor, tasks: list[int]) -> Tensor:
+        routes = [(task, torch.nonzero(task_labels == task).flatten().to(x.device)) for task in tasks]
+        if self.per_task:
+            order = torch.argsort(torch.cat([rows for _, rows in routes]))
+            return torch.cat([self.for_task(x[rows], task) for task, rows in routes])[order]
+        self.head.route(routes)
+        scores = self._scores(x)
+        return self._anchored(scores.masked_fill(self.masked[task_labels.to(x.device)], float("-inf")))
+
+    def _scores(self, x: Tensor) -> Tensor:
+        if self.precision == "bfloat16":
+            with torch.autocast(x.device.type, dtype=torch.bfloat16):
+                logits = self.backbone(x)
+        else:
+            logits = self.backbone(x)
+        return logits.flatten(1).float()
+
+    def _anchored(self, logits: Tensor) -> Tensor:
+        """Keeps a backward pass possible where nothing that trains took part (an earlier task's frozen set)."""
+        if torch.is_grad_enabled() and not logits.requires_grad:
+            return logits + self.anchor.detach().clone().requires_grad_(True)
+        return logits
+
+
+def count(module: nn.Module) -> int:
+    """Number of parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def set_module(root: nn.Module, name: str, module: nn.Module) -> None:
+    """Puts ``module`` in the place of the submodule called ``name``."""
+    parent, _, leaf = name.rpartition(".")
+    owner = root.get_submodule(parent) if parent else root
+    if isinstance(owner, (nn.Sequential, nn.ModuleList)) and leaf.isdigit():
+        owner[int(leaf)] = module
+    else:
+        setattr(owner, leaf, module)

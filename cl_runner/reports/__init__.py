@@ -1,0 +1,1 @@
+"""Reads run folders and compares them. Knows nothing of training."""

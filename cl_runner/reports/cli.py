@@ -1,0 +1,107 @@
+"""``cl-report PATH...``: compares the runs found under the paths."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TextIO
+
+from rich.console import Console
+
+from cl_runner.errors import RequestError
+from cl_runner.reports.collect import Group, find_runs, group_runs
+from cl_runner.reports.tables import as_csv, as_json, as_latex, as_table
+
+_TEXT = {"csv": as_csv, "json": as_json, "latex": as_latex}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Args:
+        argv: the arguments; default those of the process.
+
+    Returns:
+        The exit code: 0, or 2 where the request cannot be met, after one or two lines on standard error.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        groups = _collected(arguments.paths)
+        if arguments.out is None:
+            if hasattr(sys.stdout, "reconfigure"):
+                sys.stdout.reconfigure(errors="replace")  # a plus-minus sign must not end the command
+            _write(groups, arguments.format, sys.stdout)
+        else:
+            _save(groups, arguments.format, arguments.out)
+    except RequestError as error:
+        _warn(f"cl-report: {error}")
+        return 2
+    except BrokenPipeError:  # the reader has seen enough, e.g. `cl-report outputs | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at exit does not fail
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cl-report", description="Compares runs and sweeps. Runs that differ only in their seed share a row."
+    )
+    parser.add_argument("paths", metavar="PATH", nargs="*", type=Path, help="a run folder, or a folder of such folders")
+    parser.add_argument("--format", choices=("table", *_TEXT), default="table", help="default: table")
+    parser.add_argument("--out", metavar="FILE", type=Path, help="write there instead of to the terminal")
+    return parser
+
+
+def _collected(paths: Sequence[Path]) -> list[Group]:
+    if not paths:
+        raise RequestError("no PATH given", "name run folders or folders of them, e.g. cl-report outputs")
+    for path in paths:
+        if not path.is_dir():
+            raise RequestError(f"{path} is not a folder" if path.exists() else f"{path} does not exist")
+    runs, unreadable = find_runs(paths)
+    groups, left_out = group_runs(runs)
+    for problem in [*unreadable, *left_out]:
+        _warn(f"cl-report: {problem}")
+    if not groups:
+        where = ", ".join(map(str, paths))
+        raise RequestError(f"no finished run found under {where}", "a run folder holds a summary.json with status done")
+    return groups
+
+
+def _write(groups: Sequence[Group], form: str, stream: TextIO) -> None:
+    if form != "table":
+        stream.write(_TEXT[form](groups))
+        stream.flush()
+        return
+    terminal = stream.isatty()
+    console = Console(
+        file=stream,
+        width=None if terminal else 160,
+        force_terminal=terminal,
+        markup=False,
+        highlight=False,
+        emoji=False,
+    )
+    table = as_table(groups)
+    unlimited = console.options.update(max_width=10_000)
+    if console.measure(table, options=unlimited).maximum > console.width:
+        table = as_table(groups, joined=True)
+    console.print(table)
+
+
+def _save(groups: Sequence[Group], form: str, path: Path) -> None:
+    try:
+        with path.open("w", encoding="utf-8", newline="") as file:
+            _write(groups, form, file)
+    except OSError as error:
+        raise RequestError(f"--out: cannot write {path}: {(error.strerror or str(error)).lower()}") from error
+
+
+def _warn(text: str) -> None:
+    sys.stderr.write(text + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,190 @@
+"""What is watched while a strategy runs: loss, validation, learning rate, early stopping, accuracy."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from avalanche.training.plugins import SupervisedPlugin
+from torch import Tensor, nn
+
+from cl_runner.benchmarks.store import Part
+from cl_runner.training.schedules import Constant
+
+
+class Listener(Protocol):
+    """Who is told about progress (the recorder)."""
+
+    def task_started(self, index: int, name: str, epochs: int, batches: int) -> None:
+        """A task begins; ``index`` counts from 1."""
+
+    def batch(self, n_images: int) -> None:
+        """A training step is done."""
+
+    def epoch_finished(self, task: int, epoch: int, epochs: int, train_loss: float, **values: Any) -> None:
+        """An epoch is done."""
+
+
+class DivergedError(RuntimeError):
+    """The training loss is no longer a finite number."""
+
+
+class TrainingMonitor(SupervisedPlugin):
+    """Follows training: mean loss per epoch, the schedule, and the validation split.
+
+    The validation split alone decides about early stopping, plateaus and the best epoch; test data is never seen
+    here. At the last epoch the weights of the best one are put back, before any other plugin looks at them.
+
+    Args:
+        listener: is told about progress.
+        schedule: the learning-rate schedule.
+        validation: validation part of each task, None where none was split off.
+        names: of the tasks.
+        patience: epochs without a better validation loss after which a task ends; None: never.
+        restore_best: end a task with the weights of its best epoch.
+    """
+
+    def __init__(
+        self,
+        *,
+        listener: Listener,
+        schedule: Constant,
+        validation: Sequence[Part | None],
+        names: Sequence[str],
+        patience: int | None,
+        restore_best: bool,
+    ) -> None:
+        super().__init__()
+        self.listener, self.schedule = listener, schedule
+        self.validation, self.names = validation, names
+        self.patience, self.restore_best = patience, restore_best
+        self.task = 0
+        self.epoch = 0
+        self.best_epoch: int | None = None
+        self.images = 0
+        self.training_seconds = 0.0
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Starts over for a task."""
+        self.task = strategy.experience.current_experience
+        self.epoch, self.best_epoch, self.best_loss = 0, None, math.inf
+        self.best_weights: dict[str, Tensor] = {}
+        self.schedule.begin(strategy.optimizer, len(strategy.dataloader) * strategy.train_epochs)
+        self.listener.task_started(
+            self.task + 1, self.names[self.task], strategy.train_epochs, len(strategy.dataloader)
+        )
+
+    def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        """Starts the clock and the sums."""
+        self.started = time.perf_counter()
+        self.loss_sum = torch.zeros(1, device=strategy.device)
+        self.epoch_images = 0
+
+    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        """Sums on the device; nothing here waits for it."""
+        n_images = len(strategy.mb_y)
+        self.loss_sum += strategy.loss.detach() * n_images
+        self.epoch_images += n_images
+        self.schedule.after_step()
+        self.listener.batch(n_images)
+
+    def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        """Reads the sums, validates, steps the schedule and decides whether the task goes on."""
+        train_loss = float(self.loss_sum) / max(1, self.epoch_images)
+        seconds = time.perf_counter() - self.started
+        self.epoch += 1
+        self.images += self.epoch_images
+        self.training_seconds += seconds
+        if not math.isfinite(train_loss):
+            raise DivergedError(
+                f"the loss of task {self.task + 1} is {train_loss} in epoch {self.epoch}; try a lower optimizer.lr"
+            )
+        loss, accuracy = self._validate(strategy)
+        self.listener.epoch_finished(
+            self.task + 1,
+            self.epoch,
+            strategy.train_epochs,
+            train_loss,
+            validation_loss=loss,
+            validation_accuracy=accuracy,
+            learning_rate=float(strategy.optimizer.param_groups[0]["lr"]),
+            images=self.epoch_images,
+            seconds=seconds,
+        )
+        self.schedule.after_epoch(loss)
+        if loss is not None:
+            self._judge(strategy, loss)
+
+    def _judge(self, strategy: Any, loss: float) -> None:
+        if loss < self.best_loss:
+            self.best_loss, self.best_epoch = loss, self.epoch
+            if self.restore_best:
+                self.best_weights = {name: tensor.detach().clone() for name, tensor in _moving(strategy.model)}
+        assert self.best_epoch is not None
+        last = self.epoch == strategy.train_epochs
+        if self.patience is not None and self.epoch - self.best_epoch >= self.patience and not last:
+            strategy.stop_training()
+            last = True
+        if last and self.best_weights and self.best_epoch != self.epoch:
+            with torch.no_grad():
+                for name, tensor in _moving(strategy.model):
+                    tensor.copy_(self.best_weights[name])
+
+    @torch.no_grad()
+    def _validate(self, strategy: Any) -> tuple[float | None, float | None]:
+        tasks = [item.current_experience for item in getattr(strategy, "_experiences", None) or [strategy.experience]]
+        parts = [part for part in (self.validation[task] for task in tasks) if part is not None and len(part)]
+        if not parts:
+            return None, None
+        model = strategy.model
+        model.eval()
+        totals = torch.zeros(2, dtype=torch.float64, device=strategy.device)
+        for part in parts:
+            for x, labels, task_labels in strategy.lane.evaluation(part.ids, strategy.eval_mb_size):
+                logits = model(x, task_labels)
+                totals[0] += nn.functional.cross_entropy(logits, labels, reduction="sum")
+                totals[1] += (logits.argmax(1) == labels).sum()
+        model.train()
+        loss, accuracy = (totals / sum(len(part) for part in parts)).tolist()
+        return loss, accuracy
+
+
+class AccuracyMeter(SupervisedPlugin):
+    """Accuracy of each evaluated task; where task labels are given, only the task's own classes are candidates.
+
+    Args:
+        masked: (T, n_classes), true where a class is not a candidate of the task.
+        task_labels: whether tasks are known at evaluation.
+    """
+
+    def __init__(self, masked: Tensor, task_labels: bool) -> None:
+        super().__init__()
+        self.masked, self.task_labels = masked, task_labels
+        self.accuracies: dict[int, float] = {}
+
+    def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Starts counting."""
+        self.correct = torch.zeros((), dtype=torch.int64, device=strategy.device)
+        self.total = 0
+
+    def after_eval_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        """Counts a batch on the device."""
+        logits = strategy.mb_output
+        if self.task_labels:
+            masked = self.masked[strategy.experience.current_experience].to(logits.device)
+            logits = logits.masked_fill(masked[: logits.shape[1]], float("-inf"))
+        self.correct += (logits.argmax(1) == strategy.mb_y).sum()
+        self.total += len(strategy.mb_y)
+
+    def after_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Reads the count, once a task."""
+        self.accuracies[strategy.experience.current_experience] = int(self.correct) / self.total
+
+
+def _moving(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """What training changes: trainable parameters and buffers such as running statistics."""
+    parameters = [(name, item) for name, item in model.named_parameters() if item.requires_grad]
+    return parameters + [(f"buffer:{name}", item) for name, item in model.named_buffers()]

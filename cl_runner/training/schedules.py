@@ -1,0 +1,76 @@
+"""Learning-rate schedules over one task; torch's own schedulers do the work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, ReduceLROnPlateau
+
+
+class Constant:
+    """The learning rate stays as it is."""
+
+    def begin(self, optimizer: Optimizer, steps: int) -> None:
+        """Starts over for a task of ``steps`` optimiser steps."""
+
+    def after_step(self) -> None:
+        """Called after every optimiser step."""
+
+    def after_epoch(self, validation_loss: float | None) -> None:
+        """Called after every epoch with the validation loss, None where nothing was validated."""
+
+
+class Cosine(Constant):
+    """lr_t = min_lr + (lr - min_lr) (1 + cos(pi t / steps)) / 2, step by step over the task."""
+
+    def __init__(self, *, min_lr: float = 0.0) -> None:
+        self.min_lr = min_lr
+        self._scheduler: Any = None
+
+    def begin(self, optimizer: Optimizer, steps: int) -> None:
+        """Starts over for a task of ``steps`` optimiser steps."""
+        self._scheduler = CosineAnnealingLR(optimizer, max(steps, 1), eta_min=self.min_lr)
+        self._left = steps
+
+    def after_step(self) -> None:
+        """Follows the curve; stays at its end."""
+        if self._left > 0:
+            self._scheduler.step()
+            self._left -= 1
+
+
+class MultiStep(Constant):
+    """lr times gamma at each milestone, counted in epochs of the task."""
+
+    def __init__(self, *, milestones: Sequence[int] = (30, 60), gamma: float = 0.1) -> None:
+        self.milestones, self.gamma = list(milestones), gamma
+        self._scheduler: Any = None
+
+    def begin(self, optimizer: Optimizer, steps: int) -> None:
+        """Starts over for a task."""
+        self._scheduler = MultiStepLR(optimizer, self.milestones, self.gamma)
+
+    def after_epoch(self, validation_loss: float | None) -> None:
+        """Counts the epoch."""
+        self._scheduler.step()
+
+
+class Plateau(Constant):
+    """lr times factor when the validation loss has not fallen for more than ``patience`` epochs."""
+
+    def __init__(self, *, factor: float = 0.1, patience: int = 4, min_lr: float = 0.0) -> None:
+        self.factor, self.patience, self.min_lr = factor, patience, min_lr
+        self._scheduler: Any = None
+
+    def begin(self, optimizer: Optimizer, steps: int) -> None:
+        """Starts over for a task."""
+        self._scheduler = ReduceLROnPlateau(
+            optimizer, factor=self.factor, patience=self.patience, min_lr=self.min_lr
+        )
+
+    def after_epoch(self, validation_loss: float | None) -> None:
+        """Looks at the validation loss."""
+        if validation_loss is not None:
+            self._scheduler.step(validation_loss)

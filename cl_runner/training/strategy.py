@@ -1,0 +1,78 @@
+"""Avalanche's strategies with the lane's loaders and a fresh, narrow optimiser for every task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from avalanche.training.templates import SupervisedTemplate
+from torch import nn
+
+from cl_runner.benchmarks.avalanche_view import sample_ids
+from cl_runner.training.lane import Lane
+
+OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+
+
+class LaneMixin:
+    """Replaces how an Avalanche strategy gets its batches and its optimiser, and nothing else.
+
+    `equip` is called once, after Avalanche's own constructor.
+    """
+
+    lane: Lane
+    iterations: int | None
+    optimizer_factory: OptimizerFactory
+    reset_optimizer: bool
+
+    def equip(
+        self, *, lane: Lane, optimizer_factory: OptimizerFactory, iterations: int | None, reset_optimizer: bool
+    ) -> None:
+        """Gives the strategy its lane and its way of making optimisers."""
+        self.lane = lane
+        self.optimizer_factory = optimizer_factory
+        self.iterations = iterations
+        self.reset_optimizer = reset_optimizer
+
+    def make_train_dataloader(self, **kwargs: Any) -> None:
+        """Shuffled batches of the current data; data of several tasks is balanced as Avalanche balances it."""
+        dataset: Any = self.adapted_dataset  # type: ignore[attr-defined]
+        ids = sample_ids(dataset)
+        if ids is not None and len(dataset.targets_task_labels.uniques) == 1:
+            self.dataloader: Any = self.lane.training(ids, self.train_mb_size, self.iterations)  # type: ignore[attr-defined]
+        else:
+            super().make_train_dataloader(**kwargs)  # type: ignore[misc]
+
+    def make_eval_dataloader(self, **kwargs: Any) -> None:
+        """Batches in order, not augmented."""
+        ids = sample_ids(self.adapted_dataset)  # type: ignore[attr-defined]
+        assert ids is not None, "evaluation data always comes from the store"
+        self.dataloader = self.lane.evaluation(ids, self.eval_mb_size)  # type: ignore[attr-defined]
+
+    def _before_training_exp(self, **kwargs: Any) -> None:
+        super()._before_training_exp(**kwargs)  # type: ignore[misc]
+        self.dataloader = self.lane.adopt(self.dataloader, self.iterations)  # a plugin may have put its own here
+
+    def check_model_and_optimizer(self, **kwargs: Any) -> None:
+        """Adapts the model, then makes the optimiser over what trains in this task."""
+        self.model: nn.Module = self.model_adaptation()  # type: ignore[attr-defined]
+        self.make_optimizer()
+
+    def make_optimizer(self, **kwargs: Any) -> None:
+        """An optimiser over the trainable parameters; its state is carried on only where they are the same."""
+        trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        current: Any = self.optimizer  # type: ignore[has-type]
+        held = [parameter for group in current.param_groups for parameter in group["params"]]
+        same = len(held) == len(trainable) and all(a is b for a, b in zip(held, trainable, strict=True))
+        if self.reset_optimizer or not same:
+            self.optimizer = self.optimizer_factory(trainable)
+
+    def _unpack_minibatch(self) -> None:
+        """Nothing to move: batches arrive on the device, task labels stay on the host."""
+
+
+class LaneStrategy(LaneMixin, SupervisedTemplate):
+    """Plain training on the current task, to which plugins add their method."""
+
+
