@@ -15,6 +15,7 @@ from cl_runner.config.options import violation
 from cl_runner.config.schema import Placement, Run, Tracking, Trainer
 from cl_runner.errors import RequestError, nearest
 
+NETWORK_KEYS = {"head": "auto", "head_classes": "all"}  # of the backbone group, taken by the network around it
 UNTARGETED: dict[str, type] = {"placement": Placement, "trainer": Trainer, "tracking": Tracking}
 
 
@@ -100,7 +101,8 @@ def _own_component(group: str, target: str, node: dict[str, Any]) -> DictConfig:
     parameters = inspect.signature(constructor).parameters
     takes_any = any(item.kind is inspect.Parameter.VAR_KEYWORD for item in parameters.values())
     if not takes_any:
-        _refuse_unknown({key: None for key in node if key != "_target_"}, list(parameters), group)
+        shared = {"_target_", *(NETWORK_KEYS if group == "backbone" else ())}
+        _refuse_unknown({key: None for key in node if key not in shared}, list(parameters), group)
     for name, item in parameters.items():
         required = item.default is inspect.Parameter.empty and item.kind is not inspect.Parameter.VAR_KEYWORD
         if required and name not in node:
@@ -166,8 +168,6 @@ def _check_typed_keys(config: DictConfig, overrides: list[str]) -> None:
     unused = [
         ("placement", adapterless, "adapter=none places nothing", "drop it, or choose an adapter"),
         ("trainer.epochs", config.trainer.iterations is not None, "trainer.iterations is set", "give one of the two"),
-        ("checkpoint", config.mode != "eval" and config.checkpoint is not None, f"mode={config.mode} evaluates no run folder",
-         "add mode=eval"),
         ("trainer.restore_best", not config.benchmark.get("validation_fraction"),
          "without a validation split no epoch is the best", "set benchmark.validation_fraction=0.1"),
     ]

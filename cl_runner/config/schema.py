@@ -49,11 +49,10 @@ class Tracking:
 class Run:
     """The whole request."""
 
-    mode: str = option("train", choices=("train", "plan", "eval"))
+    mode: str = option("train", choices=("train", "plan"))
     seed: int = option(0, low=0, high=2**32 - 1)
     evaluate: str = option("full", choices=("full", "seen", "last"))
     resume: str | None = None
-    checkpoint: str | None = None
     data_root: str | None = None
     output_root: str = "outputs"
     quiet: bool = False

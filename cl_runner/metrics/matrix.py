@@ -76,4 +76,4 @@ def _mean(values: npt.NDArray[np.float64]) -> float | None:
     """Returns the mean, or None where there is nothing to average or an entry was not evaluated."""
     if values.size == 0 or np.isnan(values).any():
         return None
-    return float(values.mean()) + 0.0  # + 0.0 turns -0.0 into 0.0
+    return float(values.mean())

@@ -24,6 +24,7 @@ from rich.text import Text
 
 from cl_runner.metrics.cost import NOT_APPLICABLE, format_bytes, format_count, format_seconds
 from cl_runner.recording.matrix_view import MatrixView, shortened
+from cl_runner.recording.plan_view import plan_tables
 from cl_runner.recording.progress import Clock
 
 REFRESH_SECONDS = 0.2
@@ -176,6 +177,22 @@ class Console:
             table.add_row(*left, *right)
         self._out.print(table)
         self._print(Text.assemble(("run folder: ", "bold"), str(folder)))
+
+    def plan(
+        self,
+        tasks: Sequence[Mapping[str, Any]],
+        parameters: Sequence[Mapping[str, Any]],
+        layers: Sequence[Mapping[str, Any]],
+        summary: Mapping[str, Any],
+        warnings: Sequence[str],
+        folder: Path,
+    ) -> None:
+        """Shows a plan: tasks, parameters, layers and FLOPs, and where its files are."""
+        for text in warnings:
+            self.warning(text)
+        for part in plan_tables(tasks, parameters, layers, summary):
+            self._out.print(part)
+        self._print(f"plan folder: {folder}")
 
     def close(self) -> None:
         """Takes the status area away; safe to call at any time and more than once."""

@@ -72,6 +72,11 @@ class Recorder:
         self.log("run_started", tasks=self._tasks, header=dict(header))
         self._console.header(header, self._tasks)
 
+    @property
+    def started(self) -> bool:
+        """Whether the run has begun; before that, whatever goes wrong is a refusal."""
+        return bool(self._tasks)
+
     def task_started(self, index: int, name: str, epochs: int, batches: int) -> None:
         """Starts task ``index`` (from 1), planned as ``epochs`` of ``batches`` training steps each."""
         self.log("task_started", task=index, name=name, epochs=epochs, batches=batches)

@@ -28,6 +28,7 @@ SUMMARY_KEYS = (
     "wall_seconds", "train_images_per_second", "peak_memory_bytes",
     "retention", "loss", "drift", "task_inference_accuracy",
 )  # fmt: skip
+_TABLES = ("accuracy_matrix.csv", "parameters.csv", "layers.csv")
 _MARKS_OF_A_RUN = ("config.yaml", "events.jsonl", "summary.json", "DONE")
 
 
@@ -109,6 +110,21 @@ class RunFolder:
     def mark_done(self) -> None:
         """Writes ``DONE``; nothing may be written after it."""
         self._write("DONE", "")
+
+    def discard(self) -> None:
+        """Removes the folder of a run that was refused before it began; a folder with anything else in it stays."""
+        if any(self._path.glob("*.jsonl")) and (self._path / "events.jsonl").stat().st_size:
+            return
+        for name in ("config.yaml", "overrides.yaml", "events.jsonl", "metrics.csv", "environment.json"):
+            (self._path / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._path.rmdir()
+            self._path.parent.rmdir()
+
+    def restart(self) -> None:
+        """Clears what an earlier attempt measured; its configuration stays."""
+        for name in ("events.jsonl", "metrics.csv", "summary.json", *_TABLES):
+            (self._path / name).unlink(missing_ok=True)
 
     def _write(self, name: str, text: str) -> None:
         place, partial = self._path / name, self._path / f".{name}.partial"

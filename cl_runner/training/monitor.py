@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -66,12 +66,15 @@ class TrainingMonitor(SupervisedPlugin):
         self.best_epoch: int | None = None
         self.images = 0
         self.training_seconds = 0.0
+        self.when_open: Callable[[], None] | None = None  # called once a task's parameters are open
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Starts over for a task."""
         self.task = strategy.experience.current_experience
         self.epoch, self.best_epoch, self.best_loss = 0, None, math.inf
         self.best_weights: dict[str, Tensor] = {}
+        if self.when_open is not None:
+            self.when_open()
         self.schedule.begin(strategy.optimizer, len(strategy.dataloader) * strategy.train_epochs)
         self.listener.task_started(
             self.task + 1, self.names[self.task], strategy.train_epochs, len(strategy.dataloader)

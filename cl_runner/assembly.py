@@ -1,0 +1,132 @@
+"""From a settled configuration to the parts of a run: device, network with its adapter, strategy."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from cl_runner.adapters.adapter import Adapter
+from cl_runner.adapters.placement import Placement
+from cl_runner.backbones.backbone import classifier_name
+from cl_runner.backbones.network import Network
+from cl_runner.benchmarks.stream import TaskStream
+from cl_runner.config.checks import NETWORK_KEYS, build
+from cl_runner.errors import RequestError
+
+
+def data_root(config: DictConfig) -> Path:
+    """Where datasets lie: `data_root`, else $CL_DATA_ROOT, else ~/.cache/cl-runner."""
+    chosen = config.data_root or os.environ.get("CL_DATA_ROOT") or "~/.cache/cl-runner"
+    return Path(chosen).expanduser()
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The compute device.
+
+    Raises:
+        RequestError: the one that was asked for is not there.
+    """
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if wanted == "auto":
+        return torch.device(next(name for name in ("cuda", "mps", "cpu") if available[name]))
+    if not available[wanted]:
+        have = ", ".join(name for name, there in available.items() if there)
+        raise RequestError(f"trainer.device={wanted}: this machine has no such device", f"available: auto, {have}")
+    return torch.device(wanted)
+
+
+def prepare_torch(config: DictConfig) -> None:
+    """Seeds every generator and sets threads and determinism."""
+    import random
+
+    import numpy as np
+
+    random.seed(config.seed)
+    np.random.seed(config.seed)
+    torch.manual_seed(config.seed)
+    if config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
+    if config.trainer.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+    else:
+        torch.backends.cudnn.benchmark = True
+    torch.use_deterministic_algorithms(bool(config.trainer.deterministic))
+
+
+def build_network(
+    config: DictConfig, stream: TaskStream, *, load_weights: bool = True, network_class: type[Network] = Network
+) -> Network:
+    """The backbone with its head and its adapter attached.
+
+    Raises:
+        RequestError: the parts do not fit one another.
+    """
+    channels, size, _ = stream.image_shape
+    options = OmegaConf.to_container(config.backbone)
+    assert isinstance(options, dict)
+    wanted = {key: options.pop(key, default) for key, default in NETWORK_KEYS.items()}
+    backbone = build(OmegaConf.create(options))
+    module = backbone.build(
+        in_channels=channels, image_size=size, n_classes=stream.n_classes, load_weights=load_weights
+    )
+    adapter: Adapter = build(config.adapter)
+    head = _head_kind(str(wanted["head"]), adapter, stream)
+    if wanted["head_classes"] == "task" and head == "shared":
+        raise RequestError("backbone.head_classes=task needs a head per task", "set backbone.head=per_task")
+    network = network_class(
+        module,
+        classifier_name(module, stream.n_classes),
+        task_classes=[task.classes for task in stream.tasks],
+        task_labels=stream.task_labels,
+        head=head,
+        own_classes=wanted["head_classes"] == "task",
+        pretrained=bool(options.get("pretrained")),
+        precision=config.trainer.precision,
+    )
+    network.adapter = adapter
+    placement = OmegaConf.to_container(config.placement)
+    assert isinstance(placement, dict)
+    adapter.attach(network, Placement(**placement))  # type: ignore[arg-type]
+    return network
+
+
+def _head_kind(wanted: str, adapter: Adapter, stream: TaskStream) -> str:
+    per_task = adapter.per_task if wanted == "auto" else wanted == "per_task"
+    method = type(adapter).__name__
+    if adapter.per_task and not stream.task_labels:
+        raise RequestError(
+            f"benchmark.task_labels=false: adapter={method.lower()} keeps a set per task and needs to know the task",
+            "set benchmark.task_labels=true, or use adapter=none",
+        )
+    if adapter.per_task and not per_task:
+        raise RequestError(
+            f"backbone.head=shared: adapter={method.lower()} keeps a set per task, which a shared head would undo",
+            "use backbone.head=per_task or auto",
+        )
+    if per_task and not stream.task_labels:
+        raise RequestError(
+            "backbone.head=per_task needs to know the task, and benchmark.task_labels is false",
+            "use backbone.head=shared, or benchmark.task_labels=true",
+        )
+    return "per_task" if per_task else "shared"
+
+
+def optimizer_factory(config: DictConfig) -> Callable[[list[nn.Parameter]], torch.optim.Optimizer]:
+    """Makes optimisers from the `optimizer` node; fused where torch can, which takes the fewest operations a step."""
+    fusible = str(config.optimizer._target_) in {f"torch.optim.{name}" for name in ("SGD", "Adam", "AdamW")}
+
+    def make(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        extra: dict[str, Any] = {"params": parameters}
+        floating = all(item.is_floating_point() for item in parameters)
+        if fusible and floating and parameters and parameters[0].device.type in ("cpu", "cuda"):
+            extra["fused"] = True
+        return build(config.optimizer, **extra)
+
+    return make

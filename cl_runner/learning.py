@@ -1,0 +1,241 @@
+"""The method section: a stream, a network with its adapter, a strategy; train, evaluate and record every task."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import resource
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from avalanche.training.plugins import EvaluationPlugin
+from omegaconf import DictConfig
+
+from cl_runner.assembly import build_network, choose_device, data_root, optimizer_factory, prepare_torch
+from cl_runner.backbones.network import Network
+from cl_runner.benchmarks.avalanche_view import avalanche_benchmark
+from cl_runner.benchmarks.stream import TaskStream
+from cl_runner.config.checks import build
+from cl_runner.errors import RequestError
+from cl_runner.recording.environment import describe
+from cl_runner.recording.recorder import Recorder
+from cl_runner.recording.run_folder import RunFolder
+from cl_runner.runner import RunResult
+from cl_runner.strategies.strategy import Strategy, Workshop
+from cl_runner.training.account import layer_rows, parameter_row
+from cl_runner.training.augment import Augmentation
+from cl_runner.training.lane import Lane
+from cl_runner.training.monitor import AccuracyMeter, TrainingMonitor
+from cl_runner.training.plugin import AdapterPlugin
+from cl_runner.training.task_aware import TaskAwareNetwork
+
+
+def learn(
+    config: DictConfig, folder: RunFolder, recorder: Recorder, experiment: str, evaluator: Any = None
+) -> RunResult:
+    """Learns the whole stream.
+
+    Args:
+        config: a settled configuration.
+        folder: the run folder.
+        recorder: is told everything.
+        experiment: names the run.
+        evaluator: an Avalanche EvaluationPlugin to run along.
+    """
+    started = time.perf_counter()
+    device = choose_device(config.trainer.device)
+    prepare_torch(config)
+    benchmark = build(config.benchmark)
+    root = data_root(config)
+    outline = benchmark.outline(root)
+    network = build_network(config, outline, network_class=TaskAwareNetwork if outline.task_labels else Network)
+    stream: TaskStream = benchmark.stream(root)
+    assert stream.store is not None
+    stream.store.to(device, config.trainer.data_placement)
+    memory_format = torch.channels_last if config.trainer.channels_last else torch.preserve_format
+    network.to(device=device, memory_format=memory_format)
+
+    recipe: Strategy = build(config.strategy)
+    with _quiet_libraries():
+        monitor, meter, strategy = _assemble(config, stream, network, recipe, recorder, evaluator)
+    names = [task.name for task in stream.tasks]
+    labels = _labels(config, stream, experiment)
+    folder.write_environment(
+        describe(str(device), _seeds(config), list(stream.class_order), bool(config.trainer.deterministic))
+    )
+    recorder.run_started(_header(config, labels, network, device, stream), names, labels)
+    for warning in network.adapter.warnings:
+        recorder.warning(warning)
+
+    scenario = avalanche_benchmark(stream)
+    with _quiet_libraries():
+        if config.evaluate != "last" and recipe.evaluates_untrained:
+            _evaluate(strategy, scenario, meter, recorder, config.evaluate, 0)
+        for phase in _phases(scenario, recipe):
+            tasks_seen = phase[-1].current_experience + 1
+            row = _train(strategy, phase, network, monitor)
+            recorder.task_finished(tasks_seen, row, _layers(network, phase))
+            if config.evaluate != "last" or tasks_seen == len(stream):
+                _evaluate(strategy, scenario, meter, recorder, config.evaluate, tasks_seen)
+
+    rate = monitor.images / monitor.training_seconds if monitor.training_seconds else None
+    summary = recorder.run_finished(
+        {
+            "wall_seconds": time.perf_counter() - started,
+            "train_images_per_second": rate,
+            "peak_memory_bytes": _peak_memory(device),
+        }
+    )
+    return RunResult(folder.path, summary, _rows(recorder.matrix), _rows([recorder.initial])[0], network)
+
+
+def _assemble(
+    config: DictConfig, stream: TaskStream, network: Network, recipe: Strategy, recorder: Recorder, evaluator: Any
+) -> tuple[TrainingMonitor, AccuracyMeter, Any]:
+    """The Avalanche strategy with the lane under it and the watchers beside it."""
+    trainer = config.trainer
+    assert stream.store is not None
+    generator = torch.Generator().manual_seed(config.seed)
+    lane = Lane(
+        stream.store, Augmentation(stream.augmentation, stream.image_shape[1], generator), trainer.channels_last
+    )
+    if not recipe.validates and (trainer.patience is not None or config.scheduler._target_.endswith("Plateau")):
+        key = "trainer.patience" if trainer.patience is not None else "scheduler=plateau"
+        raise RequestError(
+            f"{key}: {type(recipe).__name__} has no classifier to validate while it trains",
+            "leave trainer.patience empty and choose scheduler=constant, cosine or multistep",
+        )
+    monitor = TrainingMonitor(
+        listener=recorder,
+        schedule=build(config.scheduler),
+        validation=[task.validation if recipe.validates else None for task in stream.tasks],
+        names=[task.name for task in stream.tasks],
+        patience=trainer.patience,
+        restore_best=trainer.restore_best,
+    )
+    meter = AccuracyMeter(network.masked, stream.task_labels)
+    workshop = Workshop(
+        network=network,
+        n_tasks=len(stream),
+        task_labels=stream.task_labels,
+        lane=lane,
+        optimizer_factory=optimizer_factory(config),
+        batch_size=trainer.batch_size,
+        eval_batch_size=trainer.eval_batch_size,
+        epochs=1 if trainer.iterations is not None else trainer.epochs,
+        iterations=trainer.iterations,
+        channels_last=trainer.channels_last,
+        reset_optimizer=trainer.reset_optimizer,
+        evaluator=evaluator or EvaluationPlugin(),
+    )
+    return monitor, meter, recipe.build(workshop, network.adapter, [monitor, meter, AdapterPlugin(network)])
+
+
+def _phases(scenario: Any, recipe: Strategy) -> list[list[Any]]:
+    """What is trained together: one task after another, or the whole stream at once."""
+    experiences = list(scenario.train_stream)
+    return [experiences] if recipe.whole_stream else [[experience] for experience in experiences]
+
+
+def _train(strategy: Any, phase: list[Any], network: Network, monitor: TrainingMonitor) -> dict[str, Any]:
+    """Trains one phase and returns its row of `parameters.csv`."""
+    counted: dict[str, Any] = {}
+    monitor.when_open = lambda: counted.update(parameter_row(network, phase[-1].current_experience + 1))
+    started = time.perf_counter()
+    strategy.train(phase if len(phase) > 1 else phase[0], eval_streams=[])
+    counted |= {
+        "epochs": monitor.epoch,
+        "best_epoch": monitor.best_epoch,
+        "seconds": time.perf_counter() - started,
+    }
+    return counted
+
+
+def _layers(network: Network, phase: list[Any]) -> list[dict[str, Any]]:
+    return [row for experience in phase for row in layer_rows(network, experience.current_experience)]
+
+
+def _evaluate(
+    strategy: Any, scenario: Any, meter: AccuracyMeter, recorder: Recorder, which: str, tasks_seen: int
+) -> None:
+    """Fills row ``tasks_seen`` of the accuracy matrix."""
+    experiences = list(scenario.test_stream)
+    wanted = experiences[:tasks_seen] if which == "seen" else experiences
+    meter.accuracies.clear()
+    if wanted:
+        strategy.eval(wanted)
+    row = [meter.accuracies.get(experience.current_experience, math.nan) for experience in experiences]
+    recorder.evaluated(tasks_seen, row)
+
+
+def _seeds(config: DictConfig) -> dict[str, int | None]:
+    benchmark = config.benchmark
+    return {
+        "seed": config.seed,
+        "class_order_seed": benchmark.get("class_order_seed"),
+        "split_seed": benchmark.get("split_seed"),
+    }
+
+
+def _labels(config: DictConfig, stream: TaskStream, experiment: str) -> dict[str, Any]:
+    def named(group: str) -> str:
+        label = str(config[group]._target_).rpartition(".")[2].lower()
+        return "none" if label == "noadapter" else label
+
+    return {
+        "experiment": experiment,
+        "benchmark": stream.name,
+        "backbone": config.backbone.get("name") or named("backbone"),
+        "adapter": named("adapter"),
+        "strategy": named("strategy"),
+        "seed": config.seed,
+    }
+
+
+def _header(
+    config: DictConfig, labels: dict[str, Any], network: Network, device: torch.device, stream: TaskStream
+) -> dict[str, str]:
+    trainer = config.trainer
+    known = "task labels" if stream.task_labels else "no task labels"
+    length = f"{trainer.iterations} iterations" if trainer.iterations else f"{trainer.epochs} epochs"
+    layers = network.adapter.adapted_layers()
+    rank = config.adapter.get("rank")
+    adapter = labels["adapter"] + (f", rank {rank} on {len(layers)} layers" if layers else "")
+    optimizer = str(config.optimizer._target_).rpartition(".")[2]
+    return {
+        "experiment": str(labels["experiment"]),
+        "benchmark": f"{labels['benchmark']}: {len(stream)} tasks, {stream.n_classes} classes, {known}",
+        "backbone": f"{labels['backbone']}, {network.base_parameters:,} parameters without classifier",
+        "adapter": adapter,
+        "strategy": str(labels["strategy"]),
+        "training": f"{length} a task, batch {trainer.batch_size}, {optimizer} lr {config.optimizer.get('lr')}",
+        "device": f"{device}, {trainer.precision}, {torch.get_num_threads()} threads",
+        "seed": str(config.seed),
+    }
+
+
+def _rows(matrix: Any) -> list[list[float | None]]:
+    return [[None if value != value else float(value) for value in row] for row in matrix]
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: of the device where it is a GPU, else of the process (the kernel counts in KiB, on macOS in bytes)."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit
+
+
+@contextlib.contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Keeps Avalanche's deprecation notes, which a user can do nothing about, off the screen."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="avalanche")
+        warnings.filterwarnings("ignore", message=".*deprecated.*", category=DeprecationWarning)
+        logging.getLogger("avalanche").setLevel(logging.ERROR)
+        yield

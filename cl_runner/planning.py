@@ -1,0 +1,73 @@
+"""`mode=plan`: everything that can be known of a run without data, weights or training."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from cl_runner.assembly import build_network, data_root
+from cl_runner.benchmarks.stream import TaskStream
+from cl_runner.config.checks import build
+from cl_runner.recording.console import Console
+from cl_runner.recording.run_folder import RunFolder
+from cl_runner.runner import RunResult
+from cl_runner.training.account import forward_flops, layer_rows, parameter_row
+
+BACKWARD_COST = 2  # a backward pass multiplies twice where the forward multiplies once
+
+
+def plan(config: DictConfig, folder: RunFolder, console: Console) -> RunResult:
+    """Builds the network without memory for its weights, lives through the tasks, and counts.
+
+    Writes `parameters.csv` and `layers.csv`; prints tasks, the parameter table and the training FLOPs:
+    (1 + 2) x forward FLOPs of one image x images trained on, every epoch counted.
+    """
+    stream = build(config.benchmark).outline(data_root(config))
+    with torch.device("meta"):
+        network = build_network(config, stream, load_weights=False)
+        flops = forward_flops(_bare(network), stream.image_shape)
+        whole = str(config.strategy._target_).endswith(".Joint")
+        phases = [[task.index for task in stream.tasks]] if whole else [[task.index] for task in stream.tasks]
+        parameters, layers = [], []
+        for tasks in phases:
+            network.begin_task(tasks)
+            parameters.append(parameter_row(network, tasks[-1] + 1))
+            layers += [row for task in tasks for row in layer_rows(network, task, with_norms=False)]
+            network.adapter.end_task()
+    folder.write_parameters(parameters)
+    folder.write_layers(layers)
+    images = _images(config, stream)
+    total = None if images is None else flops * (1 + BACKWARD_COST) * images
+    summary = {
+        "base_parameters": network.base_parameters,
+        "parameter_growth": parameters[-1]["growth"],
+        "forward_flops_per_image": flops,
+        "training_images": images,
+        "training_flops": total,
+    }
+    console.plan(_tasks(stream), parameters, layers, summary, network.adapter.warnings, folder.path)
+    return RunResult(folder.path, summary)
+
+
+def _bare(network: torch.nn.Module) -> torch.nn.Module:
+    """The backbone alone: routing by task costs no arithmetic."""
+    return copy.copy(network.backbone)  # type: ignore[arg-type]
+
+
+def _images(config: DictConfig, stream: TaskStream) -> int | None:
+    """Images that pass through training in all; None where the size of the data is not known."""
+    trainer = config.trainer
+    if trainer.iterations is not None:
+        return int(trainer.iterations * trainer.batch_size * len(stream))
+    counted = sum(task.n_train for task in stream.tasks)
+    return int(trainer.epochs * counted) or None
+
+
+def _tasks(stream: TaskStream) -> list[dict[str, Any]]:
+    return [
+        {"name": task.name, "classes": task.class_names, "train": task.n_train, "test": task.n_test}
+        for task in stream.tasks
+    ]

@@ -1,0 +1,149 @@
+"""A run, from a request to its folder."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from cl_runner.config.checks import settle
+from cl_runner.errors import RequestError
+from cl_runner.recording.console import Console
+from cl_runner.recording.events import CsvTracker, EventLog
+from cl_runner.recording.recorder import Recorder
+from cl_runner.recording.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run left behind.
+
+    Attributes:
+        folder: the run folder.
+        summary: what `summary.json` holds; for `mode=plan` the figures of the plan.
+        matrix: T rows of accuracies after each task, None where not evaluated; empty for `mode=plan`.
+        initial: accuracies before training.
+        network: the trained network, where this process trained it.
+    """
+
+    folder: Path
+    summary: dict[str, Any]
+    matrix: list[list[float | None]] = field(default_factory=list)
+    initial: list[float | None] = field(default_factory=list)
+    network: Any = field(default=None, repr=False)
+
+
+class RunFailed(RuntimeError):
+    """The run itself went wrong, or was interrupted; its folder holds the traceback."""
+
+    def __init__(self, message: str, *, interrupted: bool = False) -> None:
+        self.interrupted = interrupted
+        super().__init__(message)
+
+
+def run(config: Any, *, experiment: str = "quickstart", overrides: Sequence[str] = ()) -> RunResult:
+    """Runs a request.
+
+    Args:
+        config: what `cl_runner.config.compose.compose` gives, or a dict of the same shape.
+        experiment: names the run and its folder.
+        overrides: what was typed, for `overrides.yaml` and for refusing typed keys that nothing uses.
+
+    Raises:
+        RequestError: the request cannot be met.
+        RunFailed: the run itself failed or was interrupted.
+    """
+    settled = settle(config, list(overrides))
+    if settled.resume is not None:
+        return _resume(settled)
+    folder = RunFolder.create(_place(settled, experiment), settled, list(overrides))
+    return _execute(settled, folder, experiment)
+
+
+def _execute(config: DictConfig, folder: RunFolder, experiment: str) -> RunResult:
+    """Trains or plans in the folder, and leaves it telling how that ended."""
+    console = Console(quiet=config.quiet)
+    recorder = None
+    try:
+        with _interruptible():
+            if config.mode == "plan":
+                from cl_runner.planning import plan
+
+                return plan(config, folder, console)
+            from cl_runner.learning import learn  # imports torch and Avalanche
+
+            trackers = [CsvTracker(folder.path / "metrics.csv")] if config.tracking.csv else []
+            recorder = Recorder(folder, EventLog(folder.path / "events.jsonl"), console, trackers=trackers)
+            return learn(config, folder, recorder, experiment)
+    except RequestError as error:
+        console.close()
+        if recorder is None or not recorder.started:
+            folder.discard()
+        else:
+            recorder.run_failed(error, "failed")
+        raise
+    except KeyboardInterrupt as error:
+        if recorder is not None:
+            recorder.run_failed(error, "interrupted")
+        raise RunFailed(f"interrupted; continue with cl-run resume={folder.path}", interrupted=True) from error
+    except Exception as error:
+        if recorder is not None:
+            recorder.run_failed(error, "failed")
+        raise RunFailed(f"the run failed: {_told(error)}\nthe traceback is in {folder.path / 'events.jsonl'}") from error
+
+
+def _resume(config: DictConfig) -> RunResult:
+    """Goes on in a run folder: nothing to do where it is done, from the start where there is no checkpoint."""
+    path = Path(config.resume).expanduser()
+    if not (path / "config.yaml").is_file():
+        raise RequestError(f"resume={path}: this is no run folder, it has no config.yaml", "give a folder below outputs/")
+    folder = RunFolder(path)
+    summary_file = path / "summary.json"
+    summary = json.loads(summary_file.read_text()) if summary_file.is_file() else {}
+    if folder.done:
+        Console(quiet=config.quiet).note(f"{path} is done; nothing to resume")
+        return RunResult(path, summary)
+    earlier = settle(OmegaConf.load(path / "config.yaml"))
+    folder.restart()
+    return _execute(earlier, folder, summary.get("experiment") or path.resolve().parent.name)
+
+
+def _place(config: DictConfig, experiment: str) -> Path:
+    """A folder of its own for this run: <output_root>/<experiment>/<time>."""
+    parent = Path(config.output_root).expanduser() / experiment
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+    path, attempt = parent / stamp, 1
+    while path.exists():
+        attempt += 1
+        path = parent / f"{stamp}_{attempt}"
+    return path
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Lets SIGTERM end a run as Ctrl-C does."""
+
+    def stop(signum: int, frame: Any) -> None:
+        raise KeyboardInterrupt(signal.Signals(signum).name)
+
+    try:
+        previous = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not in the main thread, where signals are not ours to handle
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _told(error: BaseException) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

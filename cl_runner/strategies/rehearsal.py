@@ -1,0 +1,166 @@
+"""Methods that keep some data of earlier tasks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from avalanche.training.plugins import AGEMPlugin, GEMPlugin, ReplayPlugin, SupervisedPlugin
+from avalanche.training.supervised import DER as AvalancheDER
+from avalanche.training.supervised import ICaRL as AvalancheICaRL
+from torch import Tensor
+
+from cl_runner.adapters.adapter import Adapter
+from cl_runner.adapters.none import NoAdapter
+from cl_runner.errors import RequestError
+from cl_runner.strategies.strategy import Strategy, Workshop
+from cl_runner.training.strategy import LaneMixin
+
+
+class LaneDER(LaneMixin, AvalancheDER):
+    """Avalanche's DER on the lane.
+
+    As published, training sees the logits of all classes and no task identity: stored logits are matched class by
+    class, which masked ones could not be. With task labels, the other tasks' classes are masked at evaluation.
+    """
+
+    def forward(self) -> Tensor:
+        """Plain logits over all classes."""
+        return self.model(self.mb_x)
+
+    def _unpack_minibatch(self) -> None:
+        self.mbatch = [item.to(self.device) for item in self.mbatch]  # DER joins its memory's task labels there
+
+
+class LaneICaRL(LaneMixin, AvalancheICaRL):
+    """Avalanche's iCaRL on the lane."""
+
+
+class Replay(Strategy):
+    """Experience replay: every batch holds as many stored as new samples (Chaudhry et al., 2019).
+
+    Args:
+        mem_size: stored samples in all, shared evenly by the tasks seen.
+        batch_size_mem: stored samples in a batch; None: as many as new ones.
+    """
+
+    def __init__(self, *, mem_size: int = 500, batch_size_mem: int | None = None) -> None:
+        self.mem_size, self.batch_size_mem = mem_size, batch_size_mem
+
+    def plugins(self, workshop: Workshop) -> list[SupervisedPlugin]:
+        """Avalanche's replay."""
+        return [ReplayPlugin(mem_size=self.mem_size, batch_size_mem=self.batch_size_mem)]
+
+
+class GEM(Strategy):
+    """Gradient episodic memory: no step may raise the loss on stored samples (Lopez-Paz and Ranzato, 2017).
+
+    Args:
+        mem_size: stored samples in all; every task keeps mem_size / n_tasks of them.
+        memory_strength: gamma of the paper.
+    """
+
+    def __init__(self, *, mem_size: int = 500, memory_strength: float = 0.5) -> None:
+        self.mem_size, self.memory_strength = mem_size, memory_strength
+
+    def plugins(self, workshop: Workshop) -> list[SupervisedPlugin]:
+        """Avalanche's GEM."""
+        return [GEMPlugin(_share(self.mem_size, workshop.n_tasks), self.memory_strength)]
+
+
+class AGEM(Strategy):
+    """Averaged GEM: one constraint, the mean gradient over a sample of the memory (Chaudhry et al., 2019).
+
+    Args:
+        mem_size: stored samples in all; every task keeps mem_size / n_tasks of them.
+        sample_size: stored samples whose gradient is the reference of a step.
+    """
+
+    def __init__(self, *, mem_size: int = 500, sample_size: int = 64) -> None:
+        self.mem_size, self.sample_size = mem_size, sample_size
+
+    def check(self, adapter: Adapter, workshop: Workshop) -> None:
+        """Avalanche's A-GEM flattens gradients without a copy, and samples at least one image a task."""
+        if workshop.channels_last:
+            raise RequestError(
+                "strategy=agem cannot flatten channels-last gradients", "set trainer.channels_last=false"
+            )
+        if self.sample_size < workshop.n_tasks:
+            raise RequestError(
+                f"strategy.sample_size={self.sample_size} is less than one sample for each of {workshop.n_tasks} tasks",
+                f"at least {workshop.n_tasks}",
+            )
+
+    def plugins(self, workshop: Workshop) -> list[SupervisedPlugin]:
+        """Avalanche's A-GEM."""
+        return [AGEMPlugin(_share(self.mem_size, workshop.n_tasks), self.sample_size)]
+
+
+class DER(Strategy):
+    """Dark experience replay; DER++ where beta > 0 (Buzzega et al., 2020).
+
+    Args:
+        mem_size: stored samples in all.
+        batch_size_mem: stored samples in a batch; None: as many as new ones.
+        alpha: weight of the mean squared error to the stored logits.
+        beta: weight of the cross-entropy on stored samples.
+    """
+
+    template = LaneDER
+
+    def __init__(
+        self, *, mem_size: int = 500, batch_size_mem: int | None = None, alpha: float = 0.1, beta: float = 0.5
+    ) -> None:
+        self.mem_size, self.batch_size_mem, self.alpha, self.beta = mem_size, batch_size_mem, alpha, beta
+
+    def check(self, adapter: Adapter, workshop: Workshop) -> None:
+        """DER computes one set of logits for samples of any task, which a set per task cannot give."""
+        if adapter.per_task or workshop.network.head.per_task:
+            raise RequestError(
+                "strategy=der trains without task identity, and a set or head per task needs to know the task",
+                "use adapter=none with backbone.head=shared, or strategy=replay",
+            )
+
+    def arguments(self, workshop: Workshop) -> dict[str, Any]:
+        """DER's own options."""
+        own = {"mem_size": self.mem_size, "batch_size_mem": self.batch_size_mem, "alpha": self.alpha, "beta": self.beta}
+        return super().arguments(workshop) | own
+
+
+class ICaRL(Strategy):
+    """iCaRL: exemplars chosen by herding, distillation, nearest class mean at test time (Rebuffi et al., 2017).
+
+    Args:
+        mem_size: stored samples in all, shared evenly by the classes seen.
+    """
+
+    template = LaneICaRL
+    validates = False
+    evaluates_untrained = False
+
+    def __init__(self, *, mem_size: int = 500) -> None:
+        self.mem_size = mem_size
+
+    def check(self, adapter: Adapter, workshop: Workshop) -> None:
+        """iCaRL compares class means of one feature extractor."""
+        if not isinstance(adapter, NoAdapter) or workshop.network.head.per_task:
+            raise RequestError(
+                "strategy=icarl compares class means in one feature space, and works without an adapter only",
+                "use adapter=none with backbone.head=shared, or strategy=replay",
+            )
+
+    def arguments(self, workshop: Workshop) -> dict[str, Any]:
+        """Features and classifier apart; Avalanche's iCaRL brings its own loss."""
+        features, head = workshop.network.features_and_head()
+        return {
+            "feature_extractor": features,
+            "classifier": head,
+            "memory_size": self.mem_size,
+            "buffer_transform": None,
+            "fixed_memory": True,
+            "train_epochs": workshop.epochs,
+        }
+
+
+def _share(mem_size: int, n_tasks: int) -> int:
+    """Samples a task may keep, at least one."""
+    return max(1, mem_size // n_tasks)

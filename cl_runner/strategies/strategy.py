@@ -1,0 +1,93 @@
+"""The contract of a strategy: which Avalanche class runs, with which plugins, and what it cannot be combined with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
+from torch import nn
+
+from cl_runner.adapters.adapter import Adapter
+from cl_runner.backbones.network import Network
+from cl_runner.training.lane import Lane
+from cl_runner.training.strategy import LaneStrategy, OptimizerFactory
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Everything a strategy is built from, besides its own options.
+
+    Attributes:
+        network: what is trained.
+        n_tasks: tasks of the stream.
+        task_labels: whether the task of a sample is known.
+        lane: makes the loaders.
+        optimizer_factory: makes an optimiser over given parameters.
+        batch_size, eval_batch_size, epochs, iterations: of training; iterations replace epochs where given.
+        channels_last: whether images and weights are in channels-last format.
+        reset_optimizer: whether every task starts with a fresh optimiser state.
+        evaluator: Avalanche's metrics, for who wants them besides ours.
+    """
+
+    network: Network
+    n_tasks: int
+    task_labels: bool
+    lane: Lane
+    optimizer_factory: OptimizerFactory
+    batch_size: int
+    eval_batch_size: int
+    epochs: int
+    iterations: int | None
+    channels_last: bool
+    reset_optimizer: bool
+    evaluator: EvaluationPlugin
+
+
+class Strategy:
+    """A recipe for an Avalanche strategy; most only add plugins to plain training.
+
+    Attributes:
+        template: the Avalanche class, with the lane mixed in.
+        whole_stream: trains once on all tasks instead of on one after another.
+        validates: whether the network answers as a classifier during training, so that a validation split can be used.
+        evaluates_untrained: whether it can classify before the first task.
+    """
+
+    template: type = LaneStrategy
+    whole_stream: bool = False
+    validates: bool = True
+    evaluates_untrained: bool = True
+
+    def check(self, adapter: Adapter, workshop: Workshop) -> None:
+        """Raises RequestError where this strategy cannot work with the adapter, and says why."""
+
+    def plugins(self, workshop: Workshop) -> list[SupervisedPlugin]:
+        """The method, as Avalanche plugins."""
+        return []
+
+    def arguments(self, workshop: Workshop) -> dict[str, Any]:
+        """What the template's constructor takes for the network and for the method."""
+        return {"model": workshop.network, "criterion": nn.CrossEntropyLoss(), "train_epochs": workshop.epochs}
+
+    def build(self, workshop: Workshop, adapter: Adapter, watchers: Sequence[SupervisedPlugin]) -> Any:
+        """The Avalanche strategy: the method's plugins first, then those that watch and drive the adapter."""
+        self.check(adapter, workshop)
+        parameters = [item for item in workshop.network.parameters() if item.requires_grad]
+        strategy = self.template(
+            optimizer=workshop.optimizer_factory(parameters),
+            train_mb_size=workshop.batch_size,
+            eval_mb_size=workshop.eval_batch_size,
+            device=workshop.lane.store.device,
+            plugins=[*self.plugins(workshop), *watchers],
+            evaluator=workshop.evaluator,
+            **self.arguments(workshop),
+        )
+        strategy.equip(
+            lane=workshop.lane,
+            optimizer_factory=workshop.optimizer_factory,
+            iterations=workshop.iterations,
+            reset_optimizer=workshop.reset_optimizer,
+        )
+        return strategy

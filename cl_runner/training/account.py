@@ -1,0 +1,86 @@
+"""The parameter account: what a network stores, trains and needs to answer, task by task."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from cl_runner.adapters.layers import AdaptedLayer
+from cl_runner.backbones.network import Network
+
+
+def parameter_row(network: Network, tasks_seen: int) -> dict[str, Any]:
+    """One row of `parameters.csv`, to be taken while the task's parameters are open.
+
+    stored = base + adapter + normalisation + head, all sets of the tasks seen; growth = stored / base - 1.
+    base is the backbone without its original classifier. inference is what one sample needs once the deltas of its
+    task are merged: the base and one head. buffers are running statistics of BatchNorm copies, not in stored.
+    """
+    report = network.adapter.parameter_report()
+    heads = _head_sizes(network, tasks_seen)
+    base = network.base_parameters
+    stored = base + report.adapter + report.normalisation + sum(heads)
+    return {
+        "task": tasks_seen,
+        "base": base,
+        "trainable": sum(item.numel() for item in network.parameters() if item.requires_grad),
+        "adapter": report.adapter,
+        "normalisation": report.normalisation,
+        "head": sum(heads),
+        "stored": stored,
+        "inference": base + heads[-1],
+        "growth": stored / base - 1,
+        "buffers": report.buffers,
+    }
+
+
+def layer_rows(network: Network, task: int, *, with_norms: bool = True) -> list[dict[str, Any]]:
+    """The rows of `layers.csv` for one task, with ||DeltaW||_F where there is a weight to measure."""
+    adapter = network.adapter
+    rows = []
+    if with_norms:
+        network.activate(task)
+    for report in adapter.layer_report(task):
+        measured = with_norms and report.kind != "full"
+        norm = float(adapter.delta_weight(report.name).detach().norm()) if measured else None
+        rows.append(
+            {
+                "task": task + 1,
+                "name": report.name,
+                "kind": report.kind,
+                "shape": report.shape,
+                "rank": report.rank,
+                "parameters": report.parameters,
+                "delta_norm": norm,
+            }
+        )
+    return rows
+
+
+def forward_flops(network: nn.Module, image_shape: tuple[int, int, int]) -> int:
+    """Floating-point operations of one image's forward pass, a multiplication and an addition counted apart."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    device = next(network.parameters()).device
+    training = network.training
+    network.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, *image_shape, device=device))
+    network.train(training)
+    return int(counter.get_total_flops())
+
+
+def _head_sizes(network: Network, tasks_seen: int) -> list[int]:
+    """Parameters of each classifier in use, without deltas (those are the adapter's)."""
+    head = network.head
+    classifiers = list(head.classifiers)[: tasks_seen if head.per_task else 1]
+    return [_own_size(classifier) for classifier in classifiers]
+
+
+def _own_size(classifier: nn.Module) -> int:
+    size = sum(parameter.numel() for parameter in classifier.parameters())
+    if isinstance(classifier, AdaptedLayer):
+        size -= sum(parameter.numel() for parameter in classifier.deltas.parameters())
+    return size
