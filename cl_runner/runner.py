@@ -92,11 +92,12 @@ def _execute(config: DictConfig, folder: RunFolder, experiment: str) -> RunResul
     except KeyboardInterrupt as error:
         if recorder is not None:
             recorder.run_failed(error, "interrupted")
-        raise RunFailed(f"interrupted; continue with cl-run resume={folder.path}", interrupted=True) from error
+        raise RunFailed(f"cl-run: interrupted; continue with cl-run resume={folder.path}", interrupted=True) from error
     except Exception as error:
         if recorder is not None:
             recorder.run_failed(error, "failed")
-        raise RunFailed(f"the run failed: {_told(error)}\nthe traceback is in {folder.path / 'events.jsonl'}") from error
+        trace = folder.write_error(error)
+        raise RunFailed(f"cl-run: the run failed: {_told(error)}\n        the traceback is in {trace}") from error
 
 
 def _resume(config: DictConfig) -> RunResult:

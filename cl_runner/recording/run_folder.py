@@ -9,6 +9,7 @@ import io
 import json
 import math
 import os
+import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,11 @@ class RunFolder:
         """Writes ``DONE``; nothing may be written after it."""
         self._write("DONE", "")
 
+    def write_error(self, error: BaseException) -> Path:
+        """Writes the traceback of a run that failed to ``error.txt`` and returns its place."""
+        self._write("error.txt", "".join(traceback.format_exception(error)))
+        return self._path / "error.txt"
+
     def discard(self) -> None:
         """Removes the folder of a run that was refused before it began; a folder with anything else in it stays."""
         if any(self._path.glob("*.jsonl")) and (self._path / "events.jsonl").stat().st_size:
@@ -123,7 +129,7 @@ class RunFolder:
 
     def restart(self) -> None:
         """Clears what an earlier attempt measured; its configuration stays."""
-        for name in ("events.jsonl", "metrics.csv", "summary.json", *_TABLES):
+        for name in ("events.jsonl", "metrics.csv", "summary.json", "error.txt", *_TABLES):
             (self._path / name).unlink(missing_ok=True)
 
     def _write(self, name: str, text: str) -> None:
