@@ -43,9 +43,7 @@ def _hydra_application(arguments: list[str], outcome: dict[str, int]) -> None:
     import hydra
     from omegaconf import DictConfig
 
-    from cl_runner.config.compose import config_folder, register_schema
-
-    register_schema()
+    from cl_runner.config.compose import config_folder
 
     def task(config: DictConfig) -> Any:
         code, result = _run(config)
@@ -84,7 +82,9 @@ def _extend_import_path(arguments: list[str]) -> None:
 
 def _is_composition_error(error: Exception) -> bool:
     modules = {kind.__module__.split(".")[0] for kind in type(error).__mro__}
-    return bool(modules & {"hydra", "omegaconf"}) or (isinstance(error, ValueError) and "Only one of --run" in str(error))
+    return bool(modules & {"hydra", "omegaconf"}) or (
+        isinstance(error, ValueError) and "Only one of --run" in str(error)
+    )
 
 
 def _refuse(error: RequestError) -> int:

@@ -24,6 +24,8 @@ def nearest(word: str, known: list[str] | tuple[str, ...], limit: int = 12) -> s
     """Returns a phrase that points from a misspelt ``word`` to the ``known`` ones."""
     import difflib
 
+    if not known:
+        return "it takes no keys"
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     if close:
         return f"did you mean '{close[0]}'?"

@@ -104,7 +104,9 @@ def _resume(config: DictConfig) -> RunResult:
     """Goes on in a run folder: nothing to do where it is done, from the start where there is no checkpoint."""
     path = Path(config.resume).expanduser()
     if not (path / "config.yaml").is_file():
-        raise RequestError(f"resume={path}: this is no run folder, it has no config.yaml", "give a folder below outputs/")
+        raise RequestError(
+            f"resume={path}: this is no run folder, it has no config.yaml", "give a folder below outputs/"
+        )
     folder = RunFolder(path)
     summary_file = path / "summary.json"
     summary = json.loads(summary_file.read_text()) if summary_file.is_file() else {}

@@ -61,8 +61,10 @@ def adapt(layer: nn.Module, name: str) -> AdaptedLayer:
         return layer
     kind = next((known for known in ADAPTED if type(layer).forward is known.forward and isinstance(layer, known)), None)
     if kind is None:
-        raise RequestError(f"placement: layer '{name}' is a {type(layer).__name__}, which computes its own forward",
-                           "leave it out with placement.pattern or placement.names")
+        raise RequestError(
+            f"placement: layer '{name}' is a {type(layer).__name__}, which computes its own forward",
+            "leave it out with placement.pattern or placement.names",
+        )
     layer.__class__ = ADAPTED[kind]
     assert isinstance(layer, AdaptedLayer)
     layer.deltas, layer.active, layer.merged = nn.ModuleDict(), None, None

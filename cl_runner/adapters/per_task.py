@@ -242,7 +242,9 @@ class PerTaskAdapter(Adapter):
                 continue
             if not wanted or wanted not in modules or not any(True for _ in modules[wanted].parameters()):
                 known = tuple(name for name in modules if name)
-                raise RequestError(f"adapter.full: there is no module '{wanted}' with parameters", nearest(wanted, known))
+                raise RequestError(
+                    f"adapter.full: there is no module '{wanted}' with parameters", nearest(wanted, known)
+                )
             names.append(wanted)
         return names
 

@@ -24,7 +24,13 @@ class ImageStore:
     """
 
     def __init__(
-        self, *, images: np.ndarray, labels: np.ndarray, tasks: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]
+        self,
+        *,
+        images: np.ndarray,
+        labels: np.ndarray,
+        tasks: np.ndarray,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
     ) -> None:
         self.host_NCHW = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
         self.images_NCHW = self.host_NCHW

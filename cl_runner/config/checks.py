@@ -82,7 +82,9 @@ def _typed(schema: type, node: dict[str, Any], group: str) -> DictConfig:
     for name, field in fields.items():
         wrong = violation(typed[name], field.metadata)
         if wrong:
-            raise RequestError(f"{group + '.' if group else ''}{name}={typed[name]} is not possible", f"{name} takes {wrong}")
+            raise RequestError(
+                f"{group + '.' if group else ''}{name}={typed[name]} is not possible", f"{name} takes {wrong}"
+            )
     assert isinstance(typed, DictConfig)
     return typed
 
@@ -141,12 +143,16 @@ def _check_together(config: DictConfig) -> None:
     schedule = str(scheduler._target_).rpartition(".")[2]
     if not validated and (trainer.patience is not None or schedule == "Plateau"):
         key = "trainer.patience" if trainer.patience is not None else "scheduler=plateau"
-        raise RequestError(f"{key} watches a validation split, and benchmark.validation_fraction is 0",
-                           "set benchmark.validation_fraction=0.1; nothing is ever chosen on test data")
+        raise RequestError(
+            f"{key} watches a validation split, and benchmark.validation_fraction is 0",
+            "set benchmark.validation_fraction=0.1; nothing is ever chosen on test data",
+        )
     if trainer.iterations is not None and (trainer.patience is not None or schedule in ("Plateau", "MultiStep")):
         key = "trainer.patience" if trainer.patience is not None else f"scheduler={schedule.lower()}"
-        raise RequestError(f"{key} counts epochs, and trainer.iterations={trainer.iterations} trains by iterations",
-                           "use trainer.epochs, or scheduler=cosine or constant")
+        raise RequestError(
+            f"{key} counts epochs, and trainer.iterations={trainer.iterations} trains by iterations",
+            "use trainer.epochs, or scheduler=cosine or constant",
+        )
     if not config.backbone.get("name", "given"):
         raise RequestError("backbone.name is empty", "name a network, for example backbone.name=resnet20_cifar10")
     placement = config.placement
@@ -168,8 +174,12 @@ def _check_typed_keys(config: DictConfig, overrides: list[str]) -> None:
     unused = [
         ("placement", adapterless, "adapter=none places nothing", "drop it, or choose an adapter"),
         ("trainer.epochs", config.trainer.iterations is not None, "trainer.iterations is set", "give one of the two"),
-        ("trainer.restore_best", not config.benchmark.get("validation_fraction"),
-         "without a validation split no epoch is the best", "set benchmark.validation_fraction=0.1"),
+        (
+            "trainer.restore_best",
+            not config.benchmark.get("validation_fraction"),
+            "without a validation split no epoch is the best",
+            "set benchmark.validation_fraction=0.1",
+        ),
     ]
     for key, idle, reason, hint in unused:
         for name in typed:

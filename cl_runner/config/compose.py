@@ -1,17 +1,14 @@
-"""Hydra's composition, with the schema registered and its errors said in two lines."""
+"""Hydra's composition, with its errors said in two lines."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cl_runner.config.components import COMPONENTS
-from cl_runner.config.schema import Placement, Run, Tracking, Trainer
 from cl_runner.errors import RequestError, nearest
 
 
@@ -20,15 +17,6 @@ def config_folder() -> Path:
     package = Path(__file__).resolve().parent.parent
     inside = package / "configs"
     return inside if inside.is_dir() else package.parent / "configs"
-
-
-def register_schema() -> None:
-    """Makes the typed nodes known to Hydra, under names that `configs/` refers to as `/schema/...`."""
-    store = ConfigStore.instance()
-    store.store(name="run_schema", node=Run)
-    for group, classes in {**COMPONENTS, "placement": (Placement,), "trainer": (Trainer,), "tracking": (Tracking,)}.items():
-        for schema in classes:
-            store.store(group=f"schema/{group}", name=schema.__name__, node=schema)
 
 
 def compose(overrides: list[str], config_dir: str | None = None) -> DictConfig:
@@ -44,7 +32,6 @@ def compose(overrides: list[str], config_dir: str | None = None) -> DictConfig:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
-    register_schema()
     search = [f"hydra.searchpath=[{Path(config_dir).resolve()}]"] if config_dir else []
     GlobalHydra.instance().clear()
     try:
@@ -85,7 +72,9 @@ def _sentence(error: BaseException) -> str:
 
 
 def _syntax_hint(lines: list[str]) -> str:
-    rest = [line for line in lines[1:] if not line.startswith(("full_key", "object_type", "reference_type", "See ", "^"))]
+    rest = [
+        line for line in lines[1:] if not line.startswith(("full_key", "object_type", "reference_type", "See ", "^"))
+    ]
     return rest[0] if rest else "overrides are written group=name or group.key=value; see cl-run --help"
 
 

@@ -99,9 +99,7 @@ class Lane:
 class LaneLoader:
     """A loader over batches of ids, with the length Avalanche's loaders have."""
 
-    def __init__(
-        self, lane: Lane, batches: Any, augmented: bool, iterations: int | None = None
-    ) -> None:
+    def __init__(self, lane: Lane, batches: Any, augmented: bool, iterations: int | None = None) -> None:
         self.lane, self.batches, self.augmented, self.iterations = lane, batches, augmented, iterations
 
     def __len__(self) -> int:

@@ -66,9 +66,7 @@ class Plateau(Constant):
 
     def begin(self, optimizer: Optimizer, steps: int) -> None:
         """Starts over for a task."""
-        self._scheduler = ReduceLROnPlateau(
-            optimizer, factor=self.factor, patience=self.patience, min_lr=self.min_lr
-        )
+        self._scheduler = ReduceLROnPlateau(optimizer, factor=self.factor, patience=self.patience, min_lr=self.min_lr)
 
     def after_epoch(self, validation_loss: float | None) -> None:
         """Looks at the validation loss."""

@@ -74,5 +74,3 @@ class LaneMixin:
 
 class LaneStrategy(LaneMixin, SupervisedTemplate):
     """Plain training on the current task, to which plugins add their method."""
-
-
