@@ -20,6 +20,17 @@ class RequestError(Exception):
         super().__init__(message if hint is None else f"{message}\n{hint}")
 
 
+def shown(value: object, limit: int = 60) -> str:
+    """A value as it would be typed, cut where it is long."""
+    text = {None: "null", True: "true", False: "false"}.get(value, str(value)) if _is_word(value) else str(value)
+    text = " ".join(text.split())
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+def _is_word(value: object) -> bool:
+    return value is None or isinstance(value, bool)
+
+
 def nearest(word: str, known: list[str] | tuple[str, ...], limit: int = 12) -> str:
     """Returns a phrase that points from a misspelt ``word`` to the ``known`` ones."""
     import difflib

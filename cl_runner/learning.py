@@ -10,6 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from cl_runner.errors import RequestError
 from cl_runner.recording.environment import describe
 from cl_runner.recording.recorder import Recorder
 from cl_runner.recording.run_folder import RunFolder
-from cl_runner.runner import RunResult
+from cl_runner.result import RunResult
 from cl_runner.strategies.strategy import Strategy, Workshop
 from cl_runner.training.account import layer_rows, parameter_row
 from cl_runner.training.augment import Augmentation
@@ -62,7 +63,7 @@ def learn(
 
     recipe: Strategy = build(config.strategy)
     with _quiet_libraries():
-        monitor, meter, strategy = _assemble(config, stream, network, recipe, recorder, evaluator)
+        monitor, meter, strategy = assemble(config, stream, network, recipe, recorder, evaluator)
     names = [task.name for task in stream.tasks]
     labels = _labels(config, stream, experiment)
     folder.write_environment(
@@ -94,7 +95,7 @@ def learn(
     return RunResult(folder.path, summary, _rows(recorder.matrix), _rows([recorder.initial])[0], network)
 
 
-def _assemble(
+def assemble(
     config: DictConfig, stream: TaskStream, network: Network, recipe: Strategy, recorder: Recorder, evaluator: Any
 ) -> tuple[TrainingMonitor, AccuracyMeter, Any]:
     """The Avalanche strategy with the lane under it and the watchers beside it."""
@@ -237,5 +238,12 @@ def _quiet_libraries() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="avalanche")
         warnings.filterwarnings("ignore", message=".*deprecated.*", category=DeprecationWarning)
+        shown = warnings.showwarning
+
+        def show(message: Any, category: type[Warning], filename: str, *rest: Any) -> None:
+            if not (issubclass(category, DeprecationWarning) and "avalanche" in Path(filename).parts):
+                shown(message, category, filename, *rest)
+
+        warnings.showwarning = show  # type: ignore[assignment]  # Avalanche puts a filter of its own before ours at every such note
         logging.getLogger("avalanche").setLevel(logging.ERROR)
         yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from cl_runner.benchmarks.stream import TaskStream
 from cl_runner.config.checks import build
 from cl_runner.recording.console import Console
 from cl_runner.recording.run_folder import RunFolder
-from cl_runner.runner import RunResult
+from cl_runner.result import RunResult
 from cl_runner.training.account import forward_flops, layer_rows, parameter_row
 
 BACKWARD_COST = 2  # a backward pass multiplies twice where the forward multiplies once
@@ -28,9 +27,9 @@ def plan(config: DictConfig, folder: RunFolder, console: Console) -> RunResult:
     stream = build(config.benchmark).outline(data_root(config))
     with torch.device("meta"):
         network = build_network(config, stream, load_weights=False)
-        flops = forward_flops(_bare(network), stream.image_shape)
-        whole = str(config.strategy._target_).endswith(".Joint")
-        phases = [[task.index for task in stream.tasks]] if whole else [[task.index] for task in stream.tasks]
+        flops = forward_flops(network.backbone, stream.image_shape)  # routing by task costs no arithmetic
+        order = [task.index for task in stream.tasks]
+        phases = [order] if _strategy(config) == "Joint" else [[task] for task in order]
         parameters, layers = [], []
         for tasks in phases:
             network.begin_task(tasks)
@@ -39,7 +38,7 @@ def plan(config: DictConfig, folder: RunFolder, console: Console) -> RunResult:
             network.adapter.end_task()
     folder.write_parameters(parameters)
     folder.write_layers(layers)
-    images = _images(config, stream)
+    images = _images(config, stream, len(phases))
     total = None if images is None else flops * (1 + BACKWARD_COST) * images
     summary = {
         "base_parameters": network.base_parameters,
@@ -52,17 +51,17 @@ def plan(config: DictConfig, folder: RunFolder, console: Console) -> RunResult:
     return RunResult(folder.path, summary)
 
 
-def _bare(network: torch.nn.Module) -> torch.nn.Module:
-    """The backbone alone: routing by task costs no arithmetic."""
-    return copy.copy(network.backbone)  # type: ignore[arg-type]
+def _strategy(config: DictConfig) -> str:
+    return str(config.strategy._target_).rpartition(".")[2]
 
 
-def _images(config: DictConfig, stream: TaskStream) -> int | None:
-    """Images that pass through training in all; None where the size of the data is not known."""
+def _images(config: DictConfig, stream: TaskStream, phases: int) -> int | None:
+    """New images that pass through training in all, without a memory's; None where the data's size is not known."""
     trainer = config.trainer
     if trainer.iterations is not None:
-        return int(trainer.iterations * trainer.batch_size * len(stream))
-    counted = sum(task.n_train for task in stream.tasks)
+        return int(trainer.iterations * trainer.batch_size * phases)
+    again = _strategy(config) == "Cumulative"  # task t trains on the data of tasks 1 .. t
+    counted = sum(task.n_train * (len(stream) - task.index if again else 1) for task in stream.tasks)
     return int(trainer.epochs * counted) or None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +44,7 @@ class Factors(nn.Module):
         weight = layer.weight
         assert isinstance(weight, Tensor)
         rows, inner, columns = factor_shape(layer)
-        like = {"device": weight.device, "dtype": weight.dtype}
+        like: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype}
         self.A = nn.Parameter(torch.empty(rank * inner, columns, **like))
         self.B = nn.Parameter(torch.zeros(rows, rank * inner, **like))
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))

@@ -1,12 +1,13 @@
 """How a weight delta meets a layer: W + DeltaW, with DeltaW from the set that is active.
 
-An adapted layer keeps its class's name, parameters and place in the network; it only gains a dictionary of deltas.
+An adapted layer keeps its parameters and its place in the network; it only gains a dictionary of deltas. Its `weight`
+reads as W + DeltaW, so that code that takes the weight without calling the layer (torch's MultiheadAttention, Swin's
+windows) computes with the delta too.
 """
 
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional
 
 from cl_runner.errors import RequestError
 
@@ -17,35 +18,34 @@ class AdaptedLayer(nn.Module):
     Attributes:
         deltas: set name -> module whose call gives DeltaW in the shape of the weight.
         active: the set in use, or None for the base weight alone.
-        merged: the set whose DeltaW is added to the weight itself, or None.
+        merged: the set whose DeltaW is added to the base weight itself, or None.
     """
 
     deltas: nn.ModuleDict
     active: str | None
     merged: str | None
-    weight: Tensor
 
-    def effective_weight(self) -> Tensor:
-        """The weight that the layer computes with."""
+    @property
+    def base_weight(self) -> Tensor:
+        """W, the parameter that `weight` names in the state dict."""
+        weight = self._parameters["weight"]
+        assert weight is not None
+        return weight
+
+    @property
+    def weight(self) -> Tensor:
+        """W + DeltaW, the weight that the layer computes with."""
         if self.active is None or self.active not in self.deltas or self.merged == self.active:
-            return self.weight
-        return self.weight + self.deltas[self.active]()
+            return self.base_weight
+        return self.base_weight + self.deltas[self.active]()
 
 
-class AdaptedLinear(nn.Linear, AdaptedLayer):
+class AdaptedLinear(AdaptedLayer, nn.Linear):  # type: ignore[misc,override]
     """Linear layer with weight (d_out, d_in) + DeltaW."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., d_in) to (..., d_out)."""
-        return functional.linear(x, self.effective_weight(), self.bias)
 
-
-class AdaptedConv2d(nn.Conv2d, AdaptedLayer):
+class AdaptedConv2d(AdaptedLayer, nn.Conv2d):  # type: ignore[misc,override]
     """Convolution with weight (c_out, c_in / groups, k_h, k_w) + DeltaW; stride, padding and groups as before."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, c_in, H, W) to (B, c_out, H', W')."""
-        return self._conv_forward(x, self.effective_weight(), self.bias)
 
 
 ADAPTED: dict[type[nn.Module], type[AdaptedLayer]] = {nn.Linear: AdaptedLinear, nn.Conv2d: AdaptedConv2d}

@@ -39,7 +39,7 @@ class PerTaskAdapter(Adapter):
     def __init__(
         self,
         *,
-        rank: int = 9,
+        rank: int = 4,
         linear_rank: int | None = None,
         alpha: float | None = None,
         base: str = "auto",
@@ -53,7 +53,7 @@ class PerTaskAdapter(Adapter):
         self.layers: dict[str, nn.Module] = {}
         self.copies: dict[str, TaskCopies] = {}
         self.base_tasks: tuple[int, ...] = ()
-        self.seen: list[int] = []
+        self.active: int | None = None
         self._unmerged: dict[str, Tensor] = {}
         self._notes: list[str] = []
 
@@ -96,7 +96,7 @@ class PerTaskAdapter(Adapter):
     def begin_task(self, tasks: int | Sequence[int]) -> None:
         """Opens the sets of these tasks, made here, and closes all others; or opens the base, on the first task."""
         tasks = as_tasks(tasks)
-        self.seen += [task for task in tasks if task not in self.seen]
+        self.unmerge()
         if self.base == "first_task" and (not self.base_tasks or set(tasks) <= set(self.base_tasks)):
             self.base_tasks = tasks
             return
@@ -106,7 +106,8 @@ class PerTaskAdapter(Adapter):
                 layer = self._layer(name, task)
                 if str(task) not in layer.deltas:
                     rank = self._rank_of(layer)
-                    layer.deltas[str(task)] = self.make_delta(layer, rank, (self.alpha or rank) / rank)
+                    alpha = rank if self.alpha is None else self.alpha
+                    layer.deltas[str(task)] = self.make_delta(layer, rank, alpha / rank)
                 layer.deltas[str(task)].requires_grad_(True)
         for copies in self.copies.values():
             copies.begin_task(tasks)
@@ -116,9 +117,10 @@ class PerTaskAdapter(Adapter):
         self._freeze_base()
 
     def activate(self, task: int) -> None:
-        """Switches every layer to the task's set, or to the base where it has none."""
-        if self._unmerged:
+        """Switches every layer to the task's set, or to the base where it has none; a merged one stays merged."""
+        if task != self.active:
             self.unmerge()
+        self.active = task
         for name in self.layers:
             layer = self._layer(name, task)
             layer.active = str(task) if str(task) in layer.deltas else None
@@ -135,7 +137,7 @@ class PerTaskAdapter(Adapter):
         """DeltaW under the active task; zero where the task has no set."""
         adapted = self._active_layer(layer)
         if adapted.active is None:
-            return adapted.weight.new_zeros(adapted.weight.shape)
+            return adapted.base_weight.new_zeros(adapted.base_weight.shape)
         return adapted.deltas[adapted.active]()
 
     def merge(self) -> None:
@@ -143,8 +145,8 @@ class PerTaskAdapter(Adapter):
         for name in self.layers:
             layer = self._active_layer(name)
             if layer.active is not None and layer.merged is None:
-                self._unmerged[name] = layer.weight.detach().clone()
-                layer.weight.data += layer.deltas[layer.active]().detach()
+                self._unmerged[name] = layer.base_weight.detach().clone()
+                layer.base_weight.data += layer.deltas[layer.active]().detach()
                 layer.merged = layer.active
 
     def unmerge(self) -> None:
@@ -152,7 +154,7 @@ class PerTaskAdapter(Adapter):
         for name, weight in self._unmerged.items():
             for layer in self._layers_named(name):
                 if layer.merged is not None:
-                    layer.weight.data.copy_(weight)
+                    layer.base_weight.data.copy_(weight)
                     layer.merged = None
         self._unmerged.clear()
 
@@ -216,10 +218,7 @@ class PerTaskAdapter(Adapter):
             yield from self._layers_named(name)
 
     def _active_layer(self, name: str) -> AdaptedLayer:
-        module = self.layers[name]
-        layer = module.classifier(module.active) if isinstance(module, Head) else module
-        assert isinstance(layer, AdaptedLayer)
-        return layer
+        return self._layer(name, self.active or 0)
 
     def _freeze_base(self) -> None:
         self.root.requires_grad_(False)
@@ -233,20 +232,20 @@ class PerTaskAdapter(Adapter):
         self.copies[name] = copies
 
     def _full_names(self) -> list[str]:
-        """Modules of `full`; the head, by its name or as `head`, is left out because it is per task anyway."""
+        """Modules of `full`, none inside another; never the head, which is per task anyway."""
         modules = dict(self.root.named_modules())
-        heads = {name for name, module in modules.items() if isinstance(module, Head)}
-        names = []
+        has_head = any(isinstance(module, Head) for module in modules.values())
+        names: list[str] = []
         for wanted in self.full:
-            if wanted in heads or (wanted == "head" and heads):
+            if wanted == "head" and has_head:
                 continue
             if not wanted or wanted not in modules or not any(True for _ in modules[wanted].parameters()):
                 known = tuple(name for name in modules if name)
                 raise RequestError(
                     f"adapter.full: there is no module '{wanted}' with parameters", nearest(wanted, known)
                 )
-            names.append(wanted)
-        return names
+            names += _without_head(wanted, modules[wanted])
+        return [name for name in dict.fromkeys(names) if not any(name.startswith(f"{other}.") for other in names)]
 
     def _rank_of(self, layer: nn.Module) -> int:
         if isinstance(layer, nn.Linear) and self.linear_rank is not None:
@@ -254,24 +253,34 @@ class PerTaskAdapter(Adapter):
         return self.rank
 
     def _check_ranks(self, names: list[str]) -> None:
-        """Refuses a rank above every layer's full rank, and notes the layers that are smaller than it."""
-        modules = {name: self.root.get_submodule(name) for name in names}
-        layers = {name: item.classifier(0) if isinstance(item, Head) else item for name, item in modules.items()}
-        for kind, key in ((nn.Conv2d, self.CONV_RANK_KEY), (nn.Linear, "adapter.linear_rank")):
-            some = {name: layer for name, layer in layers.items() if isinstance(layer, kind)}
-            if not some:
-                continue
-            rank = self._rank_of(next(iter(some.values())))
-            key = key if rank != self.rank or kind is nn.Conv2d else self.CONV_RANK_KEY
-            largest = max(full_rank(layer) for layer in some.values())
+        """Refuses a rank above the full rank of every layer that it is for; notes the layers that are smaller."""
+        groups: dict[str, dict[str, nn.Module]] = {}
+        for name in names:
+            module = self.root.get_submodule(name)
+            layer = module.classifier(0) if isinstance(module, Head) else module
+            own = isinstance(layer, nn.Linear) and self.linear_rank is not None
+            groups.setdefault("adapter.linear_rank" if own else self.CONV_RANK_KEY, {})[name] = layer
+        for key, layers in groups.items():
+            rank = self._rank_of(next(iter(layers.values())))
+            largest = max(full_rank(layer) for layer in layers.values())
             if rank > largest:
+                kinds = " and ".join(sorted({kind_of(layer) for layer in layers.values()}))
                 raise RequestError(
-                    f"{key}={rank} exceeds the full rank of every placed {kind_of(next(iter(some.values())))} layer",
-                    f"at most {largest} here",
+                    f"{key}={rank} exceeds the full rank of every placed {kinds} layer", f"at most {largest} here"
                 )
-            small = [f"{name} ({self.own_rank(layer)})" for name, layer in some.items() if rank > self.own_rank(layer)]
+            limits = {name: min(full_rank(layer), self.own_rank(layer)) for name, layer in layers.items()}
+            small = [f"{name} ({limit})" for name, limit in limits.items() if rank > limit]
             if small:
                 self._notes.append(f"{key}={rank} is not low-rank for {', '.join(small)}")
+
+
+def _without_head(name: str, module: nn.Module) -> list[str]:
+    """The module, or where it holds the head, those of its parts that have parameters and do not."""
+    if isinstance(module, Head) or not any(True for _ in module.parameters()):
+        return []
+    if not any(isinstance(inner, Head) for inner in module.modules()):
+        return [name]
+    return [part for leaf, child in module.named_children() for part in _without_head(f"{name}.{leaf}", child)]
 
 
 def _count(module: nn.Module) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -11,7 +12,7 @@ from cl_runner.backbones.heads import Head
 from cl_runner.errors import RequestError, nearest
 
 KINDS: dict[str, type[nn.Module]] = {"conv": nn.Conv2d, "linear": nn.Linear}
-PRESETS = {
+PRESETS: dict[str, dict[str, Any]] = {
     "all": {},
     "convs": {"kinds": ["conv"]},
     "linears": {"kinds": ["linear"]},
@@ -52,7 +53,7 @@ class Placement:
             return placement
         if placement not in PRESETS:
             raise RequestError(f"placement={placement} is not known", nearest(placement, tuple(PRESETS)))
-        return cls(**PRESETS[placement])  # type: ignore[arg-type]
+        return cls(**PRESETS[placement])
 
     def candidates(self, model: nn.Module) -> dict[str, nn.Module]:
         """Every layer that could be chosen, by name; the head under the name of the classifier it replaced."""
@@ -85,6 +86,12 @@ class Placement:
             for name in self.names:
                 if name not in candidates:
                     raise RequestError(f"placement.names: there is no layer '{name}'", nearest(name, tuple(candidates)))
+                if name not in chosen:
+                    raise RequestError(
+                        f"placement.names: kinds={list(self.kinds)}, part={self.part} and pattern={self.pattern} "
+                        f"leave layer '{name}' out",
+                        "drop the name, or widen placement.kinds, part or pattern",
+                    )
             chosen = [name for name in chosen if name in self.names]
         if not chosen:
             raise RequestError(f"{self._key()} matches no layer", f"candidates: {_listing(candidates)}")

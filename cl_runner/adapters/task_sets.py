@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 
 class TaskCopies(nn.Module):
@@ -33,12 +34,6 @@ class TaskCopies(nn.Module):
         self.open = tuple(str(task) for task in tasks)
         self.train(self.training)
 
-    def open_base(self) -> None:
-        """Trains the base itself, on the first task."""
-        self.base_open = True
-        self.base.requires_grad_(True)
-        self.train(self.training)
-
     def close(self) -> None:
         """Nothing here trains any more."""
         self.requires_grad_(False)
@@ -57,6 +52,6 @@ class TaskCopies(nn.Module):
         self.base.train(mode and self.base_open)
         return self
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The active module's output."""
-        return (self.base if self.active is None else self.copies[self.active])(x)
+        return (self.base if self.active is None else self.copies[self.active])(*args, **kwargs)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -95,11 +95,9 @@ def outputs(classifier: nn.Module) -> int:
 def resized(template: nn.Module, n_classes: int) -> nn.Module:
     """A freshly initialised classifier like the template, with another number of outputs."""
     like = next(template.parameters())
-    options = {"bias": template.bias is not None, "device": like.device, "dtype": like.dtype}
+    options: dict[str, Any] = {"bias": template.bias is not None, "device": like.device, "dtype": like.dtype}
     if isinstance(template, nn.Linear):
         return nn.Linear(template.in_features, n_classes, **options)
     assert isinstance(template, nn.Conv2d)
-    fresh = copy.deepcopy(template)
-    return type(fresh)(
-        fresh.in_channels, n_classes, fresh.kernel_size, fresh.stride, fresh.padding, fresh.dilation, **options
-    )
+    options |= {name: getattr(template, name) for name in ("kernel_size", "stride", "padding", "dilation")}
+    return nn.Conv2d(template.in_channels, n_classes, **options)

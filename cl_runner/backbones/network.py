@@ -28,6 +28,10 @@ class Network(nn.Module):
         precision: float32, or bfloat16 for autocast; logits are float32 in both.
     """
 
+    backbone: nn.Module
+    masked: Tensor
+    anchor: Tensor
+
     def __init__(
         self,
         backbone: nn.Module,
@@ -154,8 +158,4 @@ def count(module: nn.Module) -> int:
 def set_module(root: nn.Module, name: str, module: nn.Module) -> None:
     """Puts ``module`` in the place of the submodule called ``name``."""
     parent, _, leaf = name.rpartition(".")
-    owner = root.get_submodule(parent) if parent else root
-    if isinstance(owner, (nn.Sequential, nn.ModuleList)) and leaf.isdigit():
-        owner[int(leaf)] = module
-    else:
-        setattr(owner, leaf, module)
+    setattr(root.get_submodule(parent), leaf, module)

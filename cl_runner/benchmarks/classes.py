@@ -45,7 +45,7 @@ class ClassSplit:
         first_task_classes: int | None = None,
         class_order_seed: int | None = None,
         task_labels: bool = True,
-        validation_fraction: float = 0.0,
+        validation_fraction: float = 0.1,
         per_class: int | None = None,
         split_seed: int = 0,
         root: str | None = None,

@@ -23,7 +23,7 @@ class ClassSplit:
     first_task_classes: int | None = option(None, low=1)
     class_order_seed: int | None = option(None, low=0)
     task_labels: bool = True
-    validation_fraction: float = option(0.0, low=0.0, below=1.0)
+    validation_fraction: float = option(0.1, low=0.0, below=1.0)
     per_class: int | None = option(None, low=1)
     split_seed: int = option(0, low=0)
     root: str | None = None
@@ -135,7 +135,7 @@ class ConvLoRA:
     """Per-task ConvLoRA."""
 
     _target_: str = "cl_runner.adapters.convlora.ConvLoRA"
-    rank: int = option(9, low=1)
+    rank: int = option(4, low=1)
     linear_rank: int | None = option(None, low=1)
     alpha: float | None = option(None, above=0)
     base: str = option("auto", choices=("auto", "frozen", "first_task"))

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import types
+import typing
 from dataclasses import field
 from typing import Any
+
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+_PLURALS = {int: "whole numbers", float: "numbers", bool: "true or false", str: "words"}
 
 
 def option(
@@ -19,9 +25,9 @@ def option(
 
     Args:
         default: the value when nothing is said; None means that the key may be left empty.
-        low, high: inclusive bounds of a number.
-        above, below: exclusive bounds of a number.
-        choices: the only values that are valid.
+        low, high: inclusive bounds of a number, or of every number of a list.
+        above, below: exclusive bounds of the same.
+        choices: the only values that are valid, or of which a list may consist.
     """
     bounds = {"low": low, "high": high, "above": above, "below": below, "choices": choices}
     metadata = {name: value for name, value in bounds.items() if value is not None}
@@ -30,24 +36,43 @@ def option(
     return field(default=default, metadata=metadata)
 
 
-def violation(value: Any, bounds: Any) -> str | None:
-    """Says what would be valid where ``value`` breaks its ``bounds``, else None."""
+def fits(value: Any, given: Any, bounds: Any) -> bool:
+    """Whether a typed ``value`` keeps its ``bounds`` and says what was ``given``: 2.5 is not a whole number."""
     if value is None:
-        return None
-    choices = bounds.get("choices")
-    if choices is not None:
-        return None if value in choices else "one of: " + ", ".join(map(str, choices))
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        return None
+        return True
+    if not isinstance(value, (str, int, float)):  # a list
+        return all(fits(item, other, bounds) for item, other in zip(value, given, strict=True))
+    if isinstance(value, bool):
+        return isinstance(given, (bool, str))
+    if isinstance(given, float) and given != value:  # not equal to itself either where it is no number
+        return False
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    if "choices" in bounds:
+        return value in bounds["choices"]
     low, high, above, below = (bounds.get(name) for name in ("low", "high", "above", "below"))
-    broken = (
-        value != value
-        or (low is not None and value < low)
+    return not (
+        (low is not None and value < low)
         or (high is not None and value > high)
         or (above is not None and value <= above)
         or (below is not None and value >= below)
     )
-    if not broken:
-        return None
-    rules = [("at least", low), ("above", above), ("at most", high), ("below", below)]
-    return "a number " + " and ".join(f"{word} {bound:g}" for word, bound in rules if bound is not None)
+
+
+def takes(kind: Any, bounds: Any) -> str:
+    """Says in words what an option of type ``kind`` may hold, e.g. "a whole number at least 1, or null"."""
+    parts = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    empty = ", or null" if types.NoneType in parts else ""
+    parts = tuple(part for part in parts if part is not types.NoneType)
+    if typing.get_origin(parts[0]) is list:
+        (item,) = typing.get_args(parts[0])
+        words = f"a list of {_PLURALS[item]}"
+        if "choices" in bounds:
+            words = "a list of " + ", ".join(map(str, bounds["choices"]))
+    elif "choices" in bounds:
+        words = "one of: " + ", ".join(map(str, bounds["choices"]))
+    else:
+        words = " or ".join(_WORDS.get(part, "a value") for part in parts)
+    rules = [("at least", "low"), ("above", "above"), ("at most", "high"), ("below", "below")]
+    limits = " and ".join(f"{word} {bounds[name]:.10g}" for word, name in rules if name in bounds)
+    return words + (f" {limits}" if limits else "") + empty

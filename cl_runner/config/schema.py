@@ -12,7 +12,7 @@ from cl_runner.config.options import option
 class Trainer:
     """How a task is trained (`trainer`)."""
 
-    epochs: int = option(10, low=1)
+    epochs: int = option(20, low=1)
     iterations: int | None = option(None, low=1)
     batch_size: int = option(64, low=1)
     eval_batch_size: int = option(512, low=1)

@@ -7,10 +7,11 @@ from typing import Any
 from avalanche.training.plugins import AGEMPlugin, GEMPlugin, ReplayPlugin, SupervisedPlugin
 from avalanche.training.supervised import DER as AvalancheDER
 from avalanche.training.supervised import ICaRL as AvalancheICaRL
-from torch import Tensor
+from torch import Tensor, nn
 
 from cl_runner.adapters.adapter import Adapter
 from cl_runner.adapters.none import NoAdapter
+from cl_runner.backbones.network import Network
 from cl_runner.errors import RequestError
 from cl_runner.strategies.strategy import Strategy, Workshop
 from cl_runner.training.strategy import LaneMixin
@@ -33,6 +34,27 @@ class LaneDER(LaneMixin, AvalancheDER):
 
 class LaneICaRL(LaneMixin, AvalancheICaRL):
     """Avalanche's iCaRL on the lane."""
+
+
+class Features(nn.Module):
+    """What a network's classifier is given, without taking the network apart.
+
+    Shapes: (B, C, H, W) to (B, d), float32.
+    """
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The features of a batch."""
+        caught: list[Tensor] = []
+        handle = self.network.head.register_forward_pre_hook(lambda head, inputs: caught.append(inputs[0]))
+        try:
+            self.network(x)
+        finally:
+            handle.remove()
+        return caught[0].float()
 
 
 class Replay(Strategy):
@@ -147,13 +169,17 @@ class ICaRL(Strategy):
                 "strategy=icarl compares class means in one feature space, and works without an adapter only",
                 "use adapter=none with backbone.head=shared, or strategy=replay",
             )
+        if not isinstance(workshop.network.head.classifier(0), nn.Linear):
+            raise RequestError(
+                "strategy=icarl compares feature vectors, and this backbone ends in a convolution",
+                "use a backbone with a linear classifier, or strategy=replay",
+            )
 
     def arguments(self, workshop: Workshop) -> dict[str, Any]:
         """Features and classifier apart; Avalanche's iCaRL brings its own loss."""
-        features, head = workshop.network.features_and_head()
         return {
-            "feature_extractor": features,
-            "classifier": head,
+            "feature_extractor": Features(workshop.network),
+            "classifier": workshop.network.head,
             "memory_size": self.mem_size,
             "buffer_transform": None,
             "fixed_memory": True,

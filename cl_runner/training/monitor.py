@@ -75,9 +75,9 @@ class TrainingMonitor(SupervisedPlugin):
         self.best_weights: dict[str, Tensor] = {}
         if self.when_open is not None:
             self.when_open()
-        self.schedule.begin(strategy.optimizer, len(strategy.dataloader) * strategy.train_epochs)
+        self.schedule.begin(strategy.optimizer, strategy.epoch_batches * strategy.train_epochs)
         self.listener.task_started(
-            self.task + 1, self.names[self.task], strategy.train_epochs, len(strategy.dataloader)
+            self.task + 1, self.names[self.task], strategy.train_epochs, strategy.epoch_batches
         )
 
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
@@ -101,11 +101,9 @@ class TrainingMonitor(SupervisedPlugin):
         self.epoch += 1
         self.images += self.epoch_images
         self.training_seconds += seconds
-        if not math.isfinite(train_loss):
-            raise DivergedError(
-                f"the loss of task {self.task + 1} is {train_loss} in epoch {self.epoch}; try a lower optimizer.lr"
-            )
+        self._refuse_divergence("loss", train_loss)
         loss, accuracy = self._validate(strategy)
+        self._refuse_divergence("validation loss", loss)
         self.listener.epoch_finished(
             self.task + 1,
             self.epoch,
@@ -120,6 +118,12 @@ class TrainingMonitor(SupervisedPlugin):
         self.schedule.after_epoch(loss)
         if loss is not None:
             self._judge(strategy, loss)
+
+    def _refuse_divergence(self, kind: str, loss: float | None) -> None:
+        if loss is not None and not math.isfinite(loss):
+            raise DivergedError(
+                f"the {kind} of task {self.task + 1} is {loss} in epoch {self.epoch}; try a lower optimizer.lr"
+            )
 
     def _judge(self, strategy: Any, loss: float) -> None:
         if loss < self.best_loss:

@@ -29,7 +29,7 @@ class AdapterPlugin(SupervisedPlugin):
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Counts the steps to come."""
-        self.step, self.steps = 0, max(1, len(strategy.dataloader) * strategy.train_epochs)
+        self.step, self.steps = 0, max(1, strategy.epoch_batches * strategy.train_epochs)
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
         """Adds the adapter's penalty."""

@@ -13,7 +13,9 @@ class Constant:
     """The learning rate stays as it is."""
 
     def begin(self, optimizer: Optimizer, steps: int) -> None:
-        """Starts over for a task of ``steps`` optimiser steps."""
+        """Starts over for a task of ``steps`` optimiser steps, from the optimiser's first learning rate."""
+        for group in optimizer.param_groups:  # one that is carried over from the task before stands at its last
+            group["lr"] = group.setdefault("initial_lr", group["lr"])
 
     def after_step(self) -> None:
         """Called after every optimiser step."""
@@ -31,6 +33,7 @@ class Cosine(Constant):
 
     def begin(self, optimizer: Optimizer, steps: int) -> None:
         """Starts over for a task of ``steps`` optimiser steps."""
+        super().begin(optimizer, steps)
         self._scheduler = CosineAnnealingLR(optimizer, max(steps, 1), eta_min=self.min_lr)
         self._left = steps
 
@@ -50,6 +53,7 @@ class MultiStep(Constant):
 
     def begin(self, optimizer: Optimizer, steps: int) -> None:
         """Starts over for a task."""
+        super().begin(optimizer, steps)
         self._scheduler = MultiStepLR(optimizer, self.milestones, self.gamma)
 
     def after_epoch(self, validation_loss: float | None) -> None:
@@ -66,6 +70,7 @@ class Plateau(Constant):
 
     def begin(self, optimizer: Optimizer, steps: int) -> None:
         """Starts over for a task."""
+        super().begin(optimizer, steps)
         self._scheduler = ReduceLROnPlateau(optimizer, factor=self.factor, patience=self.patience, min_lr=self.min_lr)
 
     def after_epoch(self, validation_loss: float | None) -> None:

@@ -35,6 +35,11 @@ class LaneMixin:
         self.iterations = iterations
         self.reset_optimizer = reset_optimizer
 
+    @property
+    def epoch_batches(self) -> int:
+        """Batches in an epoch of this task, right also for a loader that a plugin has put here a moment ago."""
+        return self.iterations if self.iterations is not None else len(self.dataloader)
+
     def make_train_dataloader(self, **kwargs: Any) -> None:
         """Shuffled batches of the current data; data of several tasks is balanced as Avalanche balances it."""
         dataset: Any = self.adapted_dataset  # type: ignore[attr-defined]

@@ -17,8 +17,6 @@ EXTENSIONS = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm"
 TEST_NAMES = ("test", "val", "valid", "validation")
 _CHUNK = 256
 _WORTH_A_THREAD = 16_384  # bytes; smaller files are mostly Python work, on which threads wait for each other
-    16_384  # bytes; in smaller files Python's share outweighs the decoder's and threads wait on each other
-)
 
 
 class ImageFolder(Source):
