@@ -6,7 +6,8 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cl_runner.runner import RunResult, run
+    from cl_runner.result import RunResult
+    from cl_runner.runner import run
 
 try:
     __version__ = metadata.version("cl-runner")
@@ -17,8 +18,12 @@ __all__ = ["RunResult", "__version__", "run"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("run", "RunResult"):
-        from cl_runner import runner
+    if name == "run":
+        from cl_runner.runner import run
 
-        return getattr(runner, name)
+        return run
+    if name == "RunResult":
+        from cl_runner.result import RunResult
+
+        return RunResult
     raise AttributeError(f"module 'cl_runner' has no attribute '{name}'")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from cl_runner.errors import RequestError
+from cl_runner.errors import RequestError, shown
 
 DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 
@@ -18,44 +20,69 @@ def main() -> None:
 
 
 def execute(arguments: list[str]) -> int:
-    """Runs Hydra over the arguments and returns the exit code."""
+    """Runs Hydra over the arguments and returns the exit code: of several runs the highest."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach the handlers below instead of Hydra's own printer
-    _extend_import_path(arguments)
-    outcome: dict[str, int] = {}
+    codes: list[int] = []
+    running = False
+    options = None
+
+    def task(config: Any) -> Any:
+        nonlocal running
+        running = True
+        code, result = _run(config)
+        running = False
+        codes.append(code)
+        return result
+
     try:
-        _hydra_application(arguments, outcome)
-    except SystemExit as stop:  # argparse and Hydra's --help
+        options = _options(arguments)
+        _extend_import_path(options.config_dir)
+        _hydra_application(task, arguments)
+    except SystemExit as stop:  # Hydra's --help
         return _status(stop)
     except KeyboardInterrupt:
         return INTERRUPTED
     except RequestError as error:
         return _refuse(error)
     except Exception as error:
-        if not _is_composition_error(error):
+        if running or options is None:
             raise
         from cl_runner.config.compose import explain
 
-        return _refuse(explain(error, [item for item in arguments if not item.startswith("-")]))
-    return max(outcome.values(), default=DONE)
+        return _refuse(explain(error, options.overrides, options.config_dir))
+    return max(codes, default=DONE)
 
 
-def _hydra_application(arguments: list[str], outcome: dict[str, int]) -> None:
+def _options(arguments: list[str]) -> argparse.Namespace:
+    """Reads the arguments as Hydra will, to refuse an unknown option in two lines."""
+    from hydra._internal.utils import get_args_parser
+
+    def wrong(message: str) -> NoReturn:
+        raise RequestError(message, "cl-run --hydra-help lists the options; keys are set by KEY=VALUE, without dashes")
+
+    parser = get_args_parser()
+    parser.error = wrong  # type: ignore[method-assign]
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown and not unknown[0].startswith("-"):
+        raise RequestError(
+            f"{shown(unknown[0])}: overrides stand together", "write options such as -m before all of them"
+        )
+    if unknown:
+        wrong(f"there is no option {shown(unknown[0])}")
+    return options
+
+
+def _hydra_application(task: Callable[[Any], Any], arguments: list[str]) -> None:
     import hydra
-    from omegaconf import DictConfig
 
     from cl_runner.config.compose import config_folder
-
-    def task(config: DictConfig) -> Any:
-        code, result = _run(config)
-        outcome[str(len(outcome))] = code
-        return result
 
     sys.argv = [sys.argv[0], *arguments]
     hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="run")(task)()
 
 
 def _run(config: Any) -> tuple[int, Any]:
-    """Runs one composed request: (exit code, its summary)."""
+    """Runs one composed request: (exit code, its result)."""
     from hydra.core.hydra_config import HydraConfig
 
     from cl_runner.runner import RunFailed, run
@@ -63,28 +90,21 @@ def _run(config: Any) -> tuple[int, Any]:
     settings = HydraConfig.get()
     experiment = settings.runtime.choices.get("experiment") or "quickstart"
     try:
-        result = run(config, experiment=experiment, overrides=list(settings.overrides.task))
+        return DONE, run(config, experiment=experiment, overrides=list(settings.overrides.task))
+    except RequestError as error:
+        return _refuse(error), None
     except RunFailed as failure:
         sys.stderr.write(f"{failure}\n")
-        return (INTERRUPTED if failure.interrupted else FAILED), None
-    return DONE, result
+        if failure.interrupted:  # a sweep ends with it
+            raise KeyboardInterrupt from failure
+        return FAILED, None
 
 
-def _extend_import_path(arguments: list[str]) -> None:
+def _extend_import_path(config_dir: str | None) -> None:
     """Puts the folder given with --config-dir, and its parent, where a user's `_target_` can be imported from."""
-    for position, argument in enumerate(arguments):
-        name, _, value = argument.partition("=")
-        if name in ("--config-dir", "-cd"):
-            value = value or (arguments[position + 1] if position + 1 < len(arguments) else "")
-            folder = Path(value).resolve()
-            sys.path[:0] = [str(folder), str(folder.parent)]
-
-
-def _is_composition_error(error: Exception) -> bool:
-    modules = {kind.__module__.split(".")[0] for kind in type(error).__mro__}
-    return bool(modules & {"hydra", "omegaconf"}) or (
-        isinstance(error, ValueError) and "Only one of --run" in str(error)
-    )
+    if config_dir:
+        folder = Path(config_dir).resolve()
+        sys.path[:0] = [str(folder), str(folder.parent)]
 
 
 def _refuse(error: RequestError) -> int:

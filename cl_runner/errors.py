@@ -21,14 +21,10 @@ class RequestError(Exception):
 
 
 def shown(value: object, limit: int = 60) -> str:
-    """A value as it would be typed, cut where it is long."""
-    text = {None: "null", True: "true", False: "false"}.get(value, str(value)) if _is_word(value) else str(value)
-    text = " ".join(text.split())
+    """A value as it would be typed, on one line and cut where it is long."""
+    word = str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
+    text = " ".join(word.split())
     return text if len(text) <= limit else f"{text[:limit]}..."
-
-
-def _is_word(value: object) -> bool:
-    return value is None or isinstance(value, bool)
 
 
 def nearest(word: str, known: list[str] | tuple[str, ...], limit: int = 12) -> str:

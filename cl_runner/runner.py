@@ -7,37 +7,19 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from cl_runner.config.checks import settle
-from cl_runner.errors import RequestError
+from cl_runner.errors import RequestError, shown
 from cl_runner.recording.console import Console
 from cl_runner.recording.events import CsvTracker, EventLog
 from cl_runner.recording.recorder import Recorder
 from cl_runner.recording.run_folder import RunFolder
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """What a run left behind.
-
-    Attributes:
-        folder: the run folder.
-        summary: what `summary.json` holds; for `mode=plan` the figures of the plan.
-        matrix: T rows of accuracies after each task, None where not evaluated; empty for `mode=plan`.
-        initial: accuracies before training.
-        network: the trained network, where this process trained it.
-    """
-
-    folder: Path
-    summary: dict[str, Any]
-    matrix: list[list[float | None]] = field(default_factory=list)
-    initial: list[float | None] = field(default_factory=list)
-    network: Any = field(default=None, repr=False)
+from cl_runner.result import RunResult
 
 
 class RunFailed(RuntimeError):
@@ -67,8 +49,8 @@ def run(config: Any, *, experiment: str = "quickstart", overrides: Sequence[str]
     return _execute(settled, folder, experiment)
 
 
-def _execute(config: DictConfig, folder: RunFolder, experiment: str) -> RunResult:
-    """Trains or plans in the folder, and leaves it telling how that ended."""
+def _execute(config: DictConfig, folder: RunFolder, experiment: str, *, fresh: bool = True) -> RunResult:
+    """Trains or plans in the folder, and leaves it telling how that ended; a fresh one goes where nothing began."""
     console = Console(quiet=config.quiet)
     recorder = None
     try:
@@ -77,21 +59,24 @@ def _execute(config: DictConfig, folder: RunFolder, experiment: str) -> RunResul
                 from cl_runner.planning import plan
 
                 return plan(config, folder, console)
-            from cl_runner.learning import learn  # imports torch and Avalanche
-
             trackers = [CsvTracker(folder.path / "metrics.csv")] if config.tracking.csv else []
             recorder = Recorder(folder, EventLog(folder.path / "events.jsonl"), console, trackers=trackers)
+            from cl_runner.learning import learn  # imports torch and Avalanche, which takes seconds
+
             return learn(config, folder, recorder, experiment)
     except RequestError as error:
         console.close()
-        if recorder is None or not recorder.started:
+        if fresh and (recorder is None or not recorder.started):
             folder.discard()
-        else:
+        elif recorder is not None:
             recorder.run_failed(error, "failed")
         raise
     except KeyboardInterrupt as error:
-        if recorder is not None:
-            recorder.run_failed(error, "interrupted")
+        if recorder is None:  # a plan, which leaves nothing to go on with
+            console.close()
+            folder.discard()
+            raise RunFailed("cl-run: interrupted", interrupted=True) from error
+        recorder.run_failed(error, "interrupted")
         raise RunFailed(f"cl-run: interrupted; continue with cl-run resume={folder.path}", interrupted=True) from error
     except Exception as error:
         if recorder is not None:
@@ -113,9 +98,14 @@ def _resume(config: DictConfig) -> RunResult:
     if folder.done:
         Console(quiet=config.quiet).note(f"{path} is done; nothing to resume")
         return RunResult(path, summary)
-    earlier = settle(OmegaConf.load(path / "config.yaml"))
+    try:
+        earlier = settle(OmegaConf.merge(OmegaConf.load(path / "config.yaml"), {"quiet": config.quiet}))
+    except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise RequestError(
+            f"resume={path}: its config.yaml is damaged: {shown(error, 200)}", "start a new run without resume"
+        ) from error
     folder.restart()
-    return _execute(earlier, folder, summary.get("experiment") or path.resolve().parent.name)
+    return _execute(earlier, folder, summary.get("experiment") or path.resolve().parent.name, fresh=False)
 
 
 def _place(config: DictConfig, experiment: str) -> Path:

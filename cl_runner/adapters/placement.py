@@ -64,7 +64,7 @@ class Placement:
                 inside_heads.append(name + ".")
                 if self.head:
                     found[name] = module
-            elif isinstance(module, tuple(KINDS.values())) and not name.startswith(tuple(inside_heads)):
+            elif isinstance(module, nn.Conv2d | nn.Linear) and not name.startswith(tuple(inside_heads)):
                 found[name] = module
         return found
 

@@ -70,9 +70,7 @@ class PytorchCV(Backbone):
         return network
 
     def _construct(self, in_channels: int, image_size: int, n_classes: int) -> nn.Module:
-        network = self._first_that_builds(
-            in_channels, {"num_classes": n_classes}, {"in_size": (image_size, image_size)}
-        )
+        network = self._first_that_builds(in_channels, n_classes, image_size)
         if network.num_classes != n_classes:
             name = classifier_name(network, network.num_classes)
             network.set_submodule(name, _with_classes(network.get_submodule(name), n_classes))

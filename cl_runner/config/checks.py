@@ -5,17 +5,20 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import typing
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cl_runner.config.components import COMPONENTS
-from cl_runner.config.options import violation
+from cl_runner.config.options import fits, takes
 from cl_runner.config.schema import Placement, Run, Tracking, Trainer
-from cl_runner.errors import RequestError, nearest
+from cl_runner.errors import RequestError, nearest, shown
 
 NETWORK_KEYS = {"head": "auto", "head_classes": "all"}  # of the backbone group, taken by the network around it
+GIVEN_BY_RUNNER = {"optimizer": ("params",)}  # arguments of a constructor that no configuration sets
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 UNTARGETED: dict[str, type] = {"placement": Placement, "trainer": Trainer, "tracking": Tracking}
 
 
@@ -34,10 +37,12 @@ def settle(config: Any, overrides: list[str] | None = None) -> DictConfig:
     """
     given = OmegaConf.create(config) if not OmegaConf.is_config(config) else config
     try:
-        plain = OmegaConf.to_container(given, resolve=True)
+        plain = OmegaConf.to_container(given, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise RequestError(str(error).splitlines()[0], "give the key a value") from error
-    assert isinstance(plain, dict)
+        key = f"{error.full_key}: " if error.full_key else ""
+        raise RequestError(key + shown(str(error).splitlines()[0], 200), "give the key a value") from error
+    if not isinstance(plain, dict):
+        raise RequestError(f"a configuration is a mapping of keys, not {shown(plain)}", "see configs/run.yaml")
     plain.pop("hydra", None)
     settled = _typed(Run, {key: value for key, value in plain.items() if key not in _groups()}, "")
     _refuse_unknown(plain, [field.name for field in dataclasses.fields(Run)], "")
@@ -71,19 +76,22 @@ def _typed_component(group: str, node: dict[str, Any]) -> DictConfig:
 
 def _typed(schema: type, node: dict[str, Any], group: str) -> DictConfig:
     fields = {field.name: field for field in dataclasses.fields(schema)}
+    kinds = typing.get_type_hints(schema)
     if group:
         _refuse_unknown(node, list(fields), group)
-    known = {key: value for key, value in node.items() if key in fields}
-    try:
-        typed = OmegaConf.merge(OmegaConf.structured(schema), known)
-    except OmegaConfBaseException as error:
-        key = f"{group}.{error.full_key}" if group and error.full_key else (error.full_key or group)
-        raise RequestError(f"{key}: {str(error).splitlines()[0]}") from error
+    typed = OmegaConf.structured(schema)
     for name, field in fields.items():
-        wrong = violation(typed[name], field.metadata)
-        if wrong:
+        if name not in node:
+            continue
+        try:
+            typed[name] = node[name]
+            valid = fits(typed[name], node[name], field.metadata)
+        except (OmegaConfBaseException, OverflowError):  # infinity is no whole number
+            valid = False
+        if not valid:
+            key = f"{group}.{name}" if group else name
             raise RequestError(
-                f"{group + '.' if group else ''}{name}={typed[name]} is not possible", f"{name} takes {wrong}"
+                f"{key}={shown(node[name])} is not possible", f"{name} takes {takes(kinds[name], field.metadata)}"
             )
     assert isinstance(typed, DictConfig)
     return typed
@@ -100,14 +108,17 @@ def _refuse_unknown(node: dict[str, Any], known: list[str], group: str) -> None:
 def _own_component(group: str, target: str, node: dict[str, Any]) -> DictConfig:
     """A user's class: importable, and every key an argument of its constructor."""
     constructor = import_target(target, group)
-    parameters = inspect.signature(constructor).parameters
-    takes_any = any(item.kind is inspect.Parameter.VAR_KEYWORD for item in parameters.values())
-    if not takes_any:
+    parameters = dict(inspect.signature(constructor).parameters)
+    for name in GIVEN_BY_RUNNER.get(group, ()):
+        parameters.pop(name, None)
+    variadic = {item.kind: name for name, item in parameters.items() if item.kind in _VARIADIC}
+    for name in variadic.values():
+        del parameters[name]
+    if inspect.Parameter.VAR_KEYWORD not in variadic:
         shared = {"_target_", *(NETWORK_KEYS if group == "backbone" else ())}
         _refuse_unknown({key: None for key in node if key not in shared}, list(parameters), group)
     for name, item in parameters.items():
-        required = item.default is inspect.Parameter.empty and item.kind is not inspect.Parameter.VAR_KEYWORD
-        if required and name not in node:
+        if item.default is inspect.Parameter.empty and name not in node:
             raise RequestError(f"{group}.{name}: {target} needs it", f"give it a value: {group}.{name}=...")
     return OmegaConf.create(node)
 
@@ -120,10 +131,13 @@ def import_target(target: str, group: str) -> Any:
     """
     module, _, name = target.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+        found = getattr(importlib.import_module(module), name)
+        if not callable(found):
+            raise TypeError(f"'{name}' is no class")
+        return found
+    except Exception as error:  # a user's module may raise anything
         raise RequestError(
-            f"{group}._target_={target} cannot be imported: {error}",
+            f"{group}._target_={shown(target)} cannot be imported: {type(error).__name__}: {shown(error, 200)}",
             "name an importable class as package.module.Class; --config-dir FOLDER puts FOLDER and its parent on the path",
         ) from error
 
@@ -156,32 +170,60 @@ def _check_together(config: DictConfig) -> None:
     if not config.backbone.get("name", "given"):
         raise RequestError("backbone.name is empty", "name a network, for example backbone.name=resnet20_cifar10")
     placement = config.placement
-    unknown = [kind for kind in placement.kinds if kind not in ("conv", "linear")]
-    if unknown or not placement.kinds:
-        raise RequestError(f"placement.kinds={list(placement.kinds)} is not possible", "a list of conv, linear or both")
+    if not placement.kinds:
+        raise RequestError("placement.kinds=[] is not possible", "a list of conv, linear or both")
     optimizer = config.optimizer
     if optimizer.get("nesterov") and not optimizer.get("momentum"):
         raise RequestError("optimizer.nesterov=true needs momentum", "set optimizer.momentum above 0, for example 0.9")
     betas = optimizer.get("betas")
-    if betas is not None and (len(betas) != 2 or not all(0 <= beta < 1 for beta in betas)):
+    if betas is not None and len(betas) != 2:
         raise RequestError(f"optimizer.betas={list(betas)} is not possible", "two numbers, each at least 0 and below 1")
 
 
 def _check_typed_keys(config: DictConfig, overrides: list[str]) -> None:
     """Refuses a key that was typed and that nothing in this composition uses."""
     typed = [item.lstrip("+~").split("=")[0].split("@")[0] for item in overrides]
-    adapterless = str(config.adapter._target_).endswith(".NoAdapter")
-    unused = [
-        ("placement", adapterless, "adapter=none places nothing", "drop it, or choose an adapter"),
-        ("trainer.epochs", config.trainer.iterations is not None, "trainer.iterations is set", "give one of the two"),
-        (
-            "trainer.restore_best",
-            not config.benchmark.get("validation_fraction"),
-            "without a validation split no epoch is the best",
-            "set benchmark.validation_fraction=0.1",
-        ),
-    ]
-    for key, idle, reason, hint in unused:
-        for name in typed:
+    for name in typed:
+        if config.resume is not None and name not in ("resume", "quiet") and not name.startswith("hydra."):
+            raise RequestError(
+                f"{name} has no use here: resume={config.resume} goes on with that folder's config.yaml",
+                "drop it, or start a new run without resume",
+            )
+        for key, idle, reason, hint in _idle_keys(config):
             if idle and (name == key or name.startswith(key + ".")):
                 raise RequestError(f"{name} has no use here: {reason}", hint)
+
+
+def _idle_keys(config: DictConfig) -> list[tuple[str, bool, str, str]]:
+    """Keys that another choice can put out of use: (key, whether it is, why, what would work)."""
+    benchmark, trainer = config.benchmark, config.trainer
+    validated = bool(benchmark.get("validation_fraction"))
+    validate = "set benchmark.validation_fraction=0.1"
+    return [
+        (
+            "placement",
+            str(config.adapter._target_).endswith(".NoAdapter"),
+            "adapter=none places nothing",
+            "drop it, or choose an adapter",
+        ),
+        ("trainer.epochs", trainer.iterations is not None, "trainer.iterations is set", "give one of the two"),
+        ("trainer.restore_best", not validated, "without a validation split no epoch is the best", validate),
+        (
+            "benchmark.split_seed",
+            not validated and not benchmark.get("per_class"),
+            "nothing is drawn from the training data",
+            f"{validate}, or benchmark.per_class",
+        ),
+        (
+            "benchmark.root",
+            str(benchmark._target_).endswith(".SplitDigits"),
+            "the digits come with scikit-learn",
+            "drop it",
+        ),
+        (
+            "strategy.decay_factor",
+            config.strategy.get("variant") == "separate",
+            "only EWC's online variant decays",
+            "set strategy.variant=online",
+        ),
+    ]

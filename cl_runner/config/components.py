@@ -8,7 +8,6 @@ here: its keys are checked against its constructor (`checks.py`).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from cl_runner.config.options import option
 
@@ -49,7 +48,6 @@ class SplitCIFAR10(ClassSplit):
     """CIFAR-10."""
 
     _target_: str = "cl_runner.benchmarks.classes.SplitCIFAR10"
-    augmentation: str = option("crop_flip", choices=("none", "flip", "crop", "crop_flip"))
 
 
 @dataclass
@@ -57,8 +55,6 @@ class SplitCIFAR100(ClassSplit):
     """CIFAR-100."""
 
     _target_: str = "cl_runner.benchmarks.classes.SplitCIFAR100"
-    n_tasks: int = option(10, low=1)
-    augmentation: str = option("crop_flip", choices=("none", "flip", "crop", "crop_flip"))
 
 
 @dataclass
@@ -66,9 +62,7 @@ class SplitCUB200(ClassSplit):
     """CUB-200-2011."""
 
     _target_: str = "cl_runner.benchmarks.classes.SplitCUB200"
-    first_task_classes: int | None = option(100, low=1)
     image_size: int = option(224, low=8)
-    augmentation: str = option("flip", choices=("none", "flip", "crop", "crop_flip"))
 
 
 @dataclass
@@ -78,7 +72,6 @@ class SplitFolder(ClassSplit):
     _target_: str = "cl_runner.benchmarks.classes.SplitFolder"
     image_size: int = option(32, low=4)
     n_classes: int | None = option(None, low=1)
-    augmentation: str = option("crop_flip", choices=("none", "flip", "crop", "crop_flip"))
 
 
 # ----------------------------------------------------------------------------------------------- backbones
@@ -89,7 +82,7 @@ class Backbone:
     """Keys that every image backbone shares."""
 
     name: str = ""
-    pretrained: Any = False
+    pretrained: bool | str = False
     head: str = option("auto", choices=("auto", "shared", "per_task"))
     head_classes: str = option("all", choices=("all", "task"))
 
@@ -260,7 +253,7 @@ class Adam:
 
     _target_: str = "torch.optim.Adam"
     lr: float = option(1e-3, above=0)
-    betas: list[float] = option([0.9, 0.999])
+    betas: list[float] = option([0.9, 0.999], low=0, below=1)
     eps: float = option(1e-8, above=0)
     weight_decay: float = option(0.0, low=0)
 
@@ -293,7 +286,7 @@ class MultiStep:
     """Drops at given epochs."""
 
     _target_: str = "cl_runner.training.schedules.MultiStep"
-    milestones: list[int] = option([30, 60])
+    milestones: list[int] = option([30, 60], low=1)
     gamma: float = option(0.1, above=0, high=1)
 
 

@@ -31,7 +31,7 @@ class Trainer:
 class Placement:
     """Which layers get an adapter (`placement`)."""
 
-    kinds: list[str] = option(["conv", "linear"])
+    kinds: list[str] = option(["conv", "linear"], choices=("conv", "linear"))
     part: str = option("all", choices=("all", "first_half", "last_half"))
     pattern: str | None = None
     names: list[str] | None = None

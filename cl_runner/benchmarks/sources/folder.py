@@ -137,7 +137,6 @@ def decode(path: Path, image_size: int, key: str) -> np.ndarray:
     """
     try:
         with Image.open(path) as image:
-            image.load()
             rgb = _to_rgb(image)
         shortest = min(rgb.size)
         if rgb.size != (image_size, image_size):
