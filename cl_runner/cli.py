@@ -6,7 +6,6 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NoReturn
 
 from cl_runner.errors import RequestError, shown
@@ -84,13 +83,17 @@ def _hydra_application(task: Callable[[Any], Any], arguments: list[str]) -> None
 def _run(config: Any) -> tuple[int, Any]:
     """Runs one composed request: (exit code, its result)."""
     from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
 
     from cl_runner.runner import RunFailed, run
 
     settings = HydraConfig.get()
+    typed = [
+        str(item) for item in OmegaConf.to_container(settings.overrides.task) or ()
+    ]  # unresolved: ${...} as it stood
     experiment = settings.runtime.choices.get("experiment") or "quickstart"
     try:
-        return DONE, run(config, experiment=experiment, overrides=list(settings.overrides.task))
+        return DONE, run(config, experiment=experiment, overrides=typed)
     except RequestError as error:
         return _refuse(error), None
     except RunFailed as failure:
@@ -102,8 +105,10 @@ def _run(config: Any) -> tuple[int, Any]:
 
 def _extend_import_path(config_dir: str | None) -> None:
     """Puts the folder given with --config-dir, and its parent, where a user's `_target_` can be imported from."""
-    if config_dir:
-        folder = Path(config_dir).resolve()
+    if config_dir is not None:
+        from cl_runner.config.compose import user_folder
+
+        folder = user_folder(config_dir)
         sys.path[:0] = [str(folder), str(folder.parent)]
 
 

@@ -31,7 +31,7 @@ from cl_runner.strategies.strategy import Strategy, Workshop
 from cl_runner.training.account import layer_rows, parameter_row
 from cl_runner.training.augment import Augmentation
 from cl_runner.training.lane import Lane
-from cl_runner.training.monitor import AccuracyMeter, TrainingMonitor
+from cl_runner.training.monitor import AccuracyMeter, Listener, TrainingMonitor
 from cl_runner.training.plugin import AdapterPlugin
 from cl_runner.training.task_aware import TaskAwareNetwork
 
@@ -96,7 +96,7 @@ def learn(
 
 
 def assemble(
-    config: DictConfig, stream: TaskStream, network: Network, recipe: Strategy, recorder: Recorder, evaluator: Any
+    config: DictConfig, stream: TaskStream, network: Network, recipe: Strategy, listener: Listener, evaluator: Any = None
 ) -> tuple[TrainingMonitor, AccuracyMeter, Any]:
     """The Avalanche strategy with the lane under it and the watchers beside it."""
     trainer = config.trainer
@@ -112,7 +112,7 @@ def assemble(
             "leave trainer.patience empty and choose scheduler=constant, cosine or multistep",
         )
     monitor = TrainingMonitor(
-        listener=recorder,
+        listener=listener,
         schedule=build(config.scheduler),
         validation=[task.validation if recipe.validates else None for task in stream.tasks],
         names=[task.name for task in stream.tasks],

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
 CLASSES = 10
@@ -113,8 +114,8 @@ def network(case: dict[str, Any]) -> nn.Module:
 
     torch.manual_seed(0)
     node = compose([f"backbone={case['backbone']}"]).backbone
-    del node["head"], node["head_classes"]
-    return build(node).build(in_channels=3, image_size=32, n_classes=CLASSES)
+    recipe = OmegaConf.create({key: value for key, value in node.items() if key not in ("head", "head_classes")})
+    return build(recipe).build(in_channels=3, image_size=32, n_classes=CLASSES)
 
 
 def per_sample_dataset(images: np.ndarray, labels: np.ndarray, augment: bool) -> torch.utils.data.Dataset:

@@ -74,6 +74,7 @@ def learned(**options: Any) -> Network:
                 parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
         train(net, task, steps=2, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.05))
         net.adapter.end_task()
+    net.zero_grad()
     return net.eval()
 
 

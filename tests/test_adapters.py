@@ -294,11 +294,12 @@ def test_one_optimiser_kept_for_the_whole_stream_moves_no_closed_set():
     net.adapter.end_task()
     kept = net.eval()(x, 0).detach()
     net.begin_task([1])
-    optimizer.add_param_group({"params": [item for item in net.parameters() if item.requires_grad]} | {"lr": 0.2}) if (
-        False
-    ) else None
+    held = {id(item) for item in optimizer.param_groups[0]["params"]}  # the heads of all tasks are among them
+    optimizer.add_param_group({"params": [item for item in net.parameters() if id(item) not in held]})
+    before = net(x, 1).detach()
     train(net, 1, steps=3, optimizer=optimizer)
     assert torch.equal(net.eval()(x, 0), kept)
+    assert not torch.equal(net(x, 1), before)
 
 
 # ------------------------------------------------------------------------------------- activate and merge
@@ -356,7 +357,7 @@ def test_delta_of_an_unknown_layer_and_of_a_task_without_a_set():
     assert torch.equal(net.adapter.delta_weight("conv2"), torch.zeros(8, 3, 3, 3))
 
 
-def test_alpha_is_a_number_and_zero_is_one():
+def test_an_alpha_of_zero_is_zero_and_not_the_default():
     model, adapter, _ = single("conv3", alpha=0.0)
     randomise(adapter)
     assert adapter.delta_weight("0").abs().max() == 0

@@ -9,7 +9,7 @@ import typing
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from cl_runner.config.components import COMPONENTS
 from cl_runner.config.options import fits, takes
@@ -37,13 +37,15 @@ def settle(config: Any, overrides: list[str] | None = None) -> DictConfig:
     """
     given = OmegaConf.create(config) if not OmegaConf.is_config(config) else config
     try:
-        plain = OmegaConf.to_container(given, resolve=True, throw_on_missing=True)
+        content = OmegaConf.to_container(given, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise RequestError(f"{error.full_key} has no value", f"give it one: {error.full_key}=...") from error
     except OmegaConfBaseException as error:
         key = f"{error.full_key}: " if error.full_key else ""
         raise RequestError(key + shown(str(error).splitlines()[0], 200), "give the key a value") from error
-    if not isinstance(plain, dict):
-        raise RequestError(f"a configuration is a mapping of keys, not {shown(plain)}", "see configs/run.yaml")
-    plain.pop("hydra", None)
+    if not isinstance(content, dict):
+        raise RequestError(f"a configuration is a mapping of keys, not {shown(content)}", "see configs/run.yaml")
+    plain: dict[str, Any] = {str(key): value for key, value in content.items() if key != "hydra"}
     settled = _typed(Run, {key: value for key, value in plain.items() if key not in _groups()}, "")
     _refuse_unknown(plain, [field.name for field in dataclasses.fields(Run)], "")
     for group in _groups():
@@ -69,7 +71,7 @@ def _typed_component(group: str, node: dict[str, Any]) -> DictConfig:
     if not target:
         raise RequestError(f"{group}._target_ is missing", "name the class to build: _target_: package.module.Class")
     for schema in COMPONENTS[group]:
-        if target == schema.__dataclass_fields__["_target_"].default:
+        if target == getattr(schema, "_target_"):  # noqa: B009, a dataclass keeps its default there
             return _typed(schema, node, group)
     return _own_component(group, str(target), node)
 
@@ -138,7 +140,7 @@ def import_target(target: str, group: str) -> Any:
     except Exception as error:  # a user's module may raise anything
         raise RequestError(
             f"{group}._target_={shown(target)} cannot be imported: {type(error).__name__}: {shown(error, 200)}",
-            "name an importable class as package.module.Class; --config-dir FOLDER puts FOLDER and its parent on the path",
+            "name a class as package.module.Class; --config-dir FOLDER puts FOLDER and its parent on the path",
         ) from error
 
 
@@ -147,7 +149,8 @@ def build(node: DictConfig, **extra: Any) -> Any:
     arguments = OmegaConf.to_container(node, resolve=True)
     assert isinstance(arguments, dict)
     target = str(arguments.pop("_target_"))
-    return import_target(target, target)(**arguments, **extra)
+    named = {str(key): value for key, value in arguments.items()}
+    return import_target(target, target)(**named, **extra)
 
 
 def _check_together(config: DictConfig) -> None:

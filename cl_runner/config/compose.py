@@ -20,6 +20,18 @@ def config_folder() -> Path:
     return inside if inside.is_dir() else package.parent / "configs"
 
 
+def user_folder(config_dir: str) -> Path:
+    """A user's own folder of config groups.
+
+    Raises:
+        RequestError: it is not there.
+    """
+    folder = Path(config_dir).expanduser().resolve()
+    if not folder.is_dir():
+        raise RequestError(f"--config-dir {shown(config_dir)}: there is no such folder", f"looked for {folder}")
+    return folder
+
+
 def compose(overrides: list[str], config_dir: str | None = None) -> DictConfig:
     """Composes a request as the command line does.
 
@@ -41,7 +53,7 @@ def _compose(overrides: list[str], config_dir: str | None) -> DictConfig:
     from hydra import initialize_config_dir
 
     # Quoted: a path may hold what Hydra's grammar keeps for itself.
-    search = [f"hydra.searchpath=['{Path(config_dir).resolve()}']"] if config_dir else []
+    search = [f"hydra.searchpath=['{user_folder(config_dir)}']"] if config_dir is not None else []
     GlobalHydra.instance().clear()
     with initialize_config_dir(version_base="1.3", config_dir=str(config_folder())):
         return hydra_compose(config_name="run", overrides=[*search, *overrides])
@@ -62,16 +74,26 @@ def explain(error: Exception, overrides: list[str], config_dir: str | None = Non
         return RequestError(
             f"{key}={shown(value)}: several values", f"for one run each add -m; for a list write {key}=[...]"
         )
+    chosen = re.match(r"Multiple values for ([^\s.]+)\.", text) or re.search(r"not supported: '\+\+([^=]+)=", text)
+    if chosen:
+        group = chosen.group(1)
+        return RequestError(
+            f"+{group}: one {group} is chosen already", f"without the plus, {group}=NAME chooses another"
+        )
     unread = getattr(error, "override", None)
     if unread is not None:
         return RequestError(f"'{shown(unread)}' cannot be read as an override", SYNTAX)
-    named = re.search(r"Could not (?:override|append to|append|delete)\w* '?([^'\s]+?)'?[.:]?(?:\s|$)", text)
+    deleted = re.match(r"Could not delete from config\. (?:The value of )?'(\S+)'", text)
+    named = deleted or re.search(r"Could not (?:override|append to|append) '?([^'\s]+?)'?[.:]?(?:\s|$)", text)
     if named:
         return _unknown_key(named.group(1), overrides, config_dir)
     wrong = re.search(r"Error merging override '?([^=\s]+)=?", text)
     if wrong:
         return _unknown_key(wrong.group(1), overrides, config_dir)
     culprit = _culprit(error, overrides, config_dir)
+    if culprit and text.startswith("Config group override must"):
+        group = culprit.split("=")[0].lstrip("+~")
+        return RequestError(f"{shown(culprit)}: a group takes a name", f"{group or 'GROUP'}=NAME; see cl-run --help")
     return RequestError(f"{shown(culprit)}: {first}" if culprit else first, SYNTAX)
 
 
@@ -90,7 +112,7 @@ def _unknown_choice(missing: str, options: list[str]) -> RequestError:
     group, _, choice = missing.removesuffix(".yaml").rpartition("/")
     known = sorted(name for name in options if not name.startswith("_"))
     if not group:
-        return RequestError(f"no configuration named '{shown(choice)}'", nearest(choice, known))
+        return RequestError(f"there is no configuration named '{shown(choice)}'", "leave --config-name out")
     hint = nearest(choice, known, limit=30)
     listing = f" ({', '.join(known)})" if hint.startswith("did you mean") else ""
     return RequestError(f"{group}={shown(choice)}: there is no such {group}", hint + listing)
@@ -108,6 +130,8 @@ def _unknown_key(key: str, overrides: list[str], config_dir: str | None) -> Requ
         config = _compose(others, config_dir)
     except Exception:  # more than one thing is wrong
         config = _compose([], None)
+    if parent.split(".")[0] == "hydra" or key.split("/")[0] == "hydra":
+        return RequestError(f"{shown(key)}: Hydra has no such key", "cl-run --cfg hydra lists its keys")
     node = OmegaConf.select(config, parent) if parent else config
     if not OmegaConf.is_dict(node):
         groups = [str(name) for name in config]
@@ -117,12 +141,13 @@ def _unknown_key(key: str, overrides: list[str], config_dir: str | None) -> Requ
         return RequestError(
             f"{shown(key)}: '{shown(parent)}' has no keys of its own", f"see {where} in cl-run --cfg job"
         )
+    known = [str(name) for name in node if name != "_target_"]
+    if leaf in known:
+        takes = "NAME" if OmegaConf.is_dict(node[leaf]) else "VALUE"
+        return RequestError(f"{shown(key)} cannot be changed in this way", f"write {key}={takes}")
     if not parent and (config_folder() / leaf).is_dir():
         return RequestError(f"{leaf}: nothing of this group is chosen yet", f"append it: +{leaf}=NAME")
-    known = [str(name) for name in node if name != "_target_"]
     owner = parent or "cl-run"
     chosen = str(OmegaConf.select(config, f"{parent}._target_", default="") or "").rpartition(".")[2]
     extra = f" ({chosen})" if chosen else ""
-    if leaf in known:
-        return RequestError(f"{shown(key)} cannot be changed so", f"write {key}=VALUE")
     return RequestError(f"{shown(key)}: {owner}{extra} has no key '{shown(leaf)}'", nearest(leaf, known, limit=30))
