@@ -70,7 +70,7 @@ def watch_assembly(monkeypatch: Any, then: Callable[[Any], None] = lambda strate
     """Collects the Avalanche strategy of every run from now on, after ``then`` had a look at it."""
     from cl_runner import learning
 
-    assemble, made = learning._assemble, []
+    assemble, made = learning.assemble, []
 
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         parts = assemble(*args, **kwargs)
@@ -78,7 +78,7 @@ def watch_assembly(monkeypatch: Any, then: Callable[[Any], None] = lambda strate
         made.append(parts[2])
         return parts
 
-    monkeypatch.setattr(learning, "_assemble", wrapped)
+    monkeypatch.setattr(learning, "assemble", wrapped)
     return made
 
 
@@ -149,3 +149,21 @@ def noise_store(n: int = 40, channels: int = 3, height: int = 8, width: int = 8,
 def generator(seed: int = 0) -> torch.Generator:
     """A seeded host generator."""
     return torch.Generator().manual_seed(seed)
+
+
+class Watch:
+    """An Avalanche plugin made of functions, each named after the event at which it is called with the strategy."""
+
+    def __init__(self, **events: Callable[[Any], None]) -> None:
+        for event, function in events.items():
+            setattr(self, event, lambda strategy, *, _function=function, **_: _function(strategy))
+
+
+def network_state(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of every weight and buffer."""
+    return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Whether two states are equal bit for bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)

@@ -94,7 +94,7 @@ def probe(network: nn.Module, *, in_channels: int, image_size: int, n_classes: i
     hook = classifier.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
     try:
         logits = _forward_shapes(network, (2, in_channels, image_size, image_size))
-    except NotImplementedError:  # shapes alone cannot tell; building it with values will
+    except _ShapesDependOnValues:  # a network on the meta device; building it with values will tell
         return None
     except Exception as error:  # a network that does not fit fails in whatever way its author left open
         return first_line(error)
@@ -119,8 +119,12 @@ def _forward_shapes(network: nn.Module, shape: tuple[int, ...]) -> Any:
                 return functional_call(network, metas, (torch.empty(shape),))
         except NotImplementedError:  # an operation whose shape depends on values (iSQRT-COV)
             if any(tensor.is_meta for tensor in tensors.values()):
-                raise
+                raise _ShapesDependOnValues from None
             return network(torch.zeros(shape))
+
+
+class _ShapesDependOnValues(Exception):
+    """The network's shapes cannot be told without its values."""
 
 
 class _NumbersOnCPU(TorchFunctionMode):
