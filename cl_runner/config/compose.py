@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from pathlib import Path
 
@@ -82,7 +83,10 @@ def explain(error: Exception, overrides: list[str], config_dir: str | None = Non
         )
     unread = getattr(error, "override", None)
     if unread is not None:
-        return RequestError(f"'{shown(unread)}' cannot be read as an override", SYNTAX)
+        key, _, value = str(unread).partition("=")
+        quotable = value and re.fullmatch(r"[+~]{0,2}[\w./@-]+", key, re.ASCII)
+        hint = f"quote a value with special characters twice: \"{key}='...'\"" if quotable else SYNTAX
+        return RequestError(f"'{shown(unread)}' cannot be read as an override", hint)
     deleted = re.match(r"Could not delete from config\. (?:The value of )?'(\S+)'", text)
     named = deleted or re.search(r"Could not (?:override|append to|append) '?([^'\s]+?)'?[.:]?(?:\s|$)", text)
     if named:
@@ -90,6 +94,9 @@ def explain(error: Exception, overrides: list[str], config_dir: str | None = Non
     wrong = re.search(r"Error merging override '?([^=\s]+)=?", text)
     if wrong:
         return _unknown_key(wrong.group(1), overrides, config_dir)
+    if isinstance(error, OSError) and error.errno != errno.ENAMETOOLONG:  # Hydra makes the folder of a sweep
+        where = f"{str(error.strerror).lower()}: {error.filename}"
+        return RequestError(f"output_root: {where}", "choose another place with output_root=FOLDER")
     culprit = _culprit(error, overrides, config_dir)
     if culprit and text.startswith("Config group override must"):
         group = culprit.split("=")[0].lstrip("+~")

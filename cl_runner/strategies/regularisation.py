@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from avalanche.training.plugins import EWCPlugin, LwFPlugin, SupervisedPlugin, SynapticIntelligencePlugin
+from avalanche.training.utils import ParamData
 
 from cl_runner.adapters.adapter import Adapter
 from cl_runner.errors import RequestError
@@ -43,6 +46,29 @@ class LwF(Strategy):
         return [LwFPlugin(alpha=self.alpha, temperature=self.temperature)]
 
 
+class OwningSIPlugin(SynapticIntelligencePlugin):
+    """Avalanche's synaptic intelligence with copies of the weights.
+
+    On the CPU Avalanche keeps views of the weights "before", which the optimiser then changes: every difference, and
+    with it every importance and the whole penalty, would be zero.
+    """
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Copies the weights that the penalty holds on to."""
+        super().before_training_exp(strategy, **kwargs)
+        _own(self.ewc_data[0])
+
+    def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        """Copies the weights before a step."""
+        super().before_training_iteration(strategy, **kwargs)
+        _own(self.syn_data["old_theta"])
+
+
+def _own(weights: dict[str, ParamData]) -> None:
+    for item in weights.values():
+        item.data = item.data.clone()
+
+
 class SI(Strategy):
     """Synaptic intelligence: importance gathered along the path of training (Zenke et al., 2017).
 
@@ -64,4 +90,4 @@ class SI(Strategy):
 
     def plugins(self, workshop: Workshop) -> list[SupervisedPlugin]:
         """Avalanche's synaptic intelligence."""
-        return [SynapticIntelligencePlugin(si_lambda=self.si_lambda, eps=self.eps)]
+        return [OwningSIPlugin(si_lambda=self.si_lambda, eps=self.eps)]
