@@ -36,6 +36,8 @@ NOWHERE = Path("/nonexistent")  # the digits and the fake source need no folder
 def asked(*overrides: str) -> list[str]:
     """The small settings with some of them replaced."""
     keys = {item.split("=")[0].lstrip("+~") for item in overrides}
+    if "trainer.iterations" in keys:
+        keys.add("trainer.epochs")  # one of the two
     return [item for item in SMALL if item.split("=")[0] not in keys] + list(overrides)
 
 
@@ -174,3 +176,14 @@ def epochs_of(folder: Path) -> list[dict[str, Any]]:
     """The `epoch` events of a run."""
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
     return [event for event in events if event["event"] == "epoch"]
+
+
+def learn_directly(folder: Path, *overrides: str, evaluator: Any = None) -> tuple[RunResult, Any]:
+    """Calls `learn` itself, with Avalanche's metrics beside ours; returns the result and the recorder."""
+    from cl_runner.learning import learn
+    from cl_runner.recording import Console, EventLog, Recorder, RunFolder
+
+    config = settled(*overrides)
+    place = RunFolder.create(folder, config, [])
+    recorder = Recorder(place, EventLog(folder / "events.jsonl"), Console(quiet=True))
+    return learn(config, place, recorder, "test", evaluator), recorder

@@ -228,6 +228,9 @@ def test_several_tasks_begun_at_once_are_open_together():
     joint = network(base="first_task")
     joint.begin_task([0, 1, 2])
     assert open_parameters(joint) == BASE | head(0) | head(1) | head(2)
+    some = network(base="first_task")
+    some.begin_task([0, 2])
+    assert open_parameters(some) == BASE | head(0) | head(2)
 
 
 @pytest.mark.parametrize("base", ["frozen", "first_task"])
@@ -355,6 +358,16 @@ def test_delta_of_an_unknown_layer_and_of_a_task_without_a_set():
         net.adapter.delta_weight("conv9")
     net.adapter.activate(0)
     assert torch.equal(net.adapter.delta_weight("conv2"), torch.zeros(8, 3, 3, 3))
+
+
+def test_a_starts_kaiming_uniform_with_a_of_sqrt_5():
+    # bound sqrt(6 / ((1 + a^2) fan_in)) = 1 / sqrt(fan_in), and fan_in = 64 * 3 columns; 8 * 3 * 192 draws come close
+    model = nn.Sequential(nn.Conv2d(64, 32, 3))
+    adapter = ConvLoRA(rank=8, base="frozen")
+    adapter.attach(model)
+    adapter.begin_task(0)
+    largest = model[0].deltas["0"].A.abs().max()
+    assert 0.99 * 192**-0.5 < largest <= 192**-0.5
 
 
 def test_an_alpha_of_zero_is_zero_and_not_the_default():

@@ -433,7 +433,7 @@ def test_old_files_without_step_counters_load(tmp_path):
         (lambda: SmallCNN(pretrained=True), ("backbone.pretrained=true", "backbone.pretrained=PATH")),
         (lambda: SmallCNN(layers=0), ("backbone.layers=0", "backbone.layers=2")),
         (lambda: SmallCNN(width=0), ("backbone.width=0", "backbone.width=32")),
-        (lambda: PytorchCV(name="nin_svhn", pretrained=True), ("backbone.pretrained",)),
+        (lambda: PytorchCV(name="resnext26_16x4d", pretrained=True), ("publishes no weights for resnext26_16x4d",)),
     ],
 )
 def test_what_cannot_be_built_is_refused_with_help(make, says, no_network):

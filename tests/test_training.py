@@ -204,18 +204,11 @@ def steps_of(monkeypatch: Any, folder: Any, *typed: str) -> list[list[float]]:
 @pytest.mark.parametrize("reset", ["true", "false"])
 def test_iterations_and_cosine_fit_each_other(strategy, reset, tmp_path, monkeypatch):
     typed = ["trainer.iterations=20", "scheduler=cosine", f"trainer.reset_optimizer={reset}", f"strategy={strategy}"]
-    monkeypatch.setattr("runs_helpers.SMALL", tuple(item for item in small_keys() if "epochs" not in item))
     tasks = steps_of(monkeypatch, tmp_path, *typed)
     expected = [0.01 * (1 + math.cos(math.pi * step / 20)) / 2 for step in range(20)]
     assert len(tasks) == 2
     for task in tasks:
         assert task == pytest.approx(expected, rel=1e-5)
-
-
-def small_keys() -> tuple[str, ...]:
-    from runs_helpers import SMALL
-
-    return SMALL
 
 
 # ------------------------------------------------------------------------------- optimiser and precision

@@ -71,8 +71,9 @@ class PytorchCV(Backbone):
 
     def _construct(self, in_channels: int, image_size: int, n_classes: int) -> nn.Module:
         network = self._first_that_builds(in_channels, n_classes, image_size)
-        if network.num_classes != n_classes:
-            name = classifier_name(network, network.num_classes)
+        published: Any = network.num_classes
+        if published != n_classes:
+            name = classifier_name(network, published)
             network.set_submodule(name, _with_classes(network.get_submodule(name), n_classes))
         for name, module in list(network.named_modules()):
             if _is_global_pool(name, module):
@@ -129,7 +130,7 @@ def _is_global_pool(name: str, module: nn.Module) -> bool:
     return name.endswith("final_pool") or kernel > 3
 
 
-def _with_classes(classifier: nn.Module, n_classes: int) -> nn.Module:
+def _with_classes(classifier: Any, n_classes: int) -> nn.Module:
     """Returns a classifier like ``classifier`` with ``n_classes`` outputs and PyTorch's default initialisation."""
     bias = classifier.bias is not None
     if isinstance(classifier, nn.Linear):

@@ -64,7 +64,7 @@ class SmallCNN(Backbone):
         blocks["flatten"] = nn.Flatten()
         blocks["classifier"] = nn.Linear(4 * channels, n_classes)
         network = nn.Sequential(blocks)
-        if load_weights and self.pretrained:
+        if load_weights and isinstance(self.pretrained, str):
             load_state(network, read_state(self.pretrained), "classifier", self.pretrained)
         return network
 

@@ -35,8 +35,9 @@ def first_convolution(network: nn.Module) -> str | None:
 def set_channels(network: nn.Module, in_channels: int) -> None:
     """Gives the first convolution ``in_channels`` inputs where it has another number, drawn anew."""
     name = first_convolution(network)
-    if name is not None and network.get_submodule(name).in_channels != in_channels:
-        network.set_submodule(name, _redrawn(network.get_submodule(name), in_channels=in_channels))
+    convolution = network.get_submodule(name) if name is not None else None
+    if name is not None and isinstance(convolution, nn.Conv2d) and convolution.in_channels != in_channels:
+        network.set_submodule(name, _redrawn(convolution, in_channels=in_channels))
 
 
 def set_stem(network: nn.Module, stem: Stem, *, in_channels: int, image_size: int, n_classes: int) -> None:
@@ -55,7 +56,7 @@ def set_stem(network: nn.Module, stem: Stem, *, in_channels: int, image_size: in
     sizes = {"in_channels": in_channels, "image_size": image_size, "n_classes": n_classes}
     name = first_convolution(network)
     published = network.get_submodule(name) if name is not None else None
-    if published is not None and _reduces(published):
+    if name is not None and isinstance(published, nn.Conv2d) and _reduces(published):
         network.set_submodule(name, _redrawn(published, small=True))
         pool = _stem_pool(network, name)
         if pool is not None:
