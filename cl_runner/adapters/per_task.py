@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from cl_runner.adapters.adapter import Adapter, LayerReport, ParameterReport, as_tasks
 from cl_runner.adapters.layers import AdaptedLayer, adapt, full_rank, kind_of
@@ -88,7 +88,7 @@ class PerTaskAdapter(Adapter):
                 adapt(layer, name)
             self.layers[name] = module
         for name, module in list(self.root.named_modules()):
-            if isinstance(module, _BatchNorm) and not name.startswith(inside):
+            if _copied_per_task(module) and not name.startswith(inside):
                 self._copy_per_task(name)
         if self.base == "frozen":
             self._freeze_base()
@@ -163,8 +163,8 @@ class PerTaskAdapter(Adapter):
     def parameter_report(self) -> ParameterReport:
         """Factors and full copies, BatchNorm copies, and their running statistics."""
         factors = sum(_count(delta) for layer in self._all_layers() for delta in layer.deltas.values())
-        norms = [copies for copies in self.copies.values() if isinstance(copies.base, _BatchNorm)]
-        fulls = [copies for copies in self.copies.values() if not isinstance(copies.base, _BatchNorm)]
+        norms = [copies for copies in self.copies.values() if _copied_per_task(copies.base)]
+        fulls = [copies for copies in self.copies.values() if not _copied_per_task(copies.base)]
         statistics = sum(
             buffer.numel()
             for copies in norms
@@ -189,7 +189,7 @@ class PerTaskAdapter(Adapter):
                     LayerReport(name, kind_of(layer), tuple(layer.weight.shape), self._rank_of(layer), _count(delta))
                 )
         for name, copies in self.copies.items():
-            if not isinstance(copies.base, _BatchNorm) and str(task) in copies.copies:
+            if not _copied_per_task(copies.base) and str(task) in copies.copies:
                 weight = next(copies.base.parameters())
                 rows.append(LayerReport(name, "full", tuple(weight.shape), None, _count(copies.copies[str(task)])))
         return rows
@@ -285,3 +285,8 @@ def _without_head(name: str, module: nn.Module) -> list[str]:
 
 def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _copied_per_task(module: nn.Module) -> bool:
+    """Every BatchNorm, and InstanceNorm with running statistics: what later tasks would move."""
+    return isinstance(module, _BatchNorm) or (isinstance(module, _NormBase) and module.running_mean is not None)

@@ -36,6 +36,9 @@ class Head(nn.Module):
             return
         sizes = [len(classes) if own_classes else self.n_classes for classes in self.task_classes]
         self.classifiers = nn.ModuleList([resized(template, size) for size in sizes])
+        device = next(template.parameters()).device
+        for task, classes in enumerate(self.task_classes):
+            self.register_buffer(f"classes_{task}", torch.tensor(classes, device=device), persistent=False)
 
     def classifier(self, task: int) -> nn.Module:
         """The classifier that answers for a task."""
@@ -80,7 +83,7 @@ class Head(nn.Module):
         if not self.own_classes:
             return logits
         shape = (logits.shape[0], self.n_classes, *logits.shape[2:])
-        classes = torch.tensor(self.task_classes[task], device=logits.device)
+        classes: Tensor = getattr(self, f"classes_{task}")
         return logits.new_full(shape, float("-inf")).index_copy(1, classes, logits)
 
 
