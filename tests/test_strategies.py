@@ -9,14 +9,10 @@ import numpy as np
 import pytest
 import torch
 from avalanche.training.plugins import AGEMPlugin, EWCPlugin, GEMPlugin, LwFPlugin, SynapticIntelligencePlugin
-from runs_helpers import Watch, as_array, network_state, same, settled, small_run, watch_assembly
-from safetensors.torch import load_file, save_file
+from runs_helpers import Watch, as_array, network_state, same, small_run, watch_assembly
 from torch.nn import functional
 
-from cl_runner.assembly import build_network
-from cl_runner.benchmarks.classes import SplitDigits
 from cl_runner.errors import RequestError
-from cl_runner.training.task_aware import TaskAwareNetwork
 
 # What must come of each cell: `done`, or words of the reason why it is refused.
 NO_IDENTITY = "task_labels=false: adapter=convlora"
@@ -319,41 +315,3 @@ def test_how_much_data_a_task_trains_on(strategy, phases, labels, tmp_path, monk
     assert [sum(count.values()) for count in counts] == phases
     for count in counts:
         assert set(count.values()) == {20}, "every image of every class once"
-
-
-# ------------------------------------------------------------------- nothing is forgotten with an adapter
-
-
-@pytest.mark.parametrize("strategy", ["naive", "ewc", "replay", "lwf", "si", "gem", "agem", "cumulative"])
-def test_later_tasks_leave_the_logits_of_earlier_ones_bit_identical(strategy, tmp_path, monkeypatch):
-    logits: dict[tuple[int, int], torch.Tensor] = {}
-    watch = Watch(
-        after_eval_iteration=lambda s: logits.update(
-            {(s.clock.train_exp_counter, s.experience.current_experience): s.mb_output.clone()}
-        )
-    )
-    made = watch_assembly(monkeypatch, lambda s: s.plugins.append(watch))
-    extra = ["strategy.ewc_lambda=1000"] if strategy == "ewc" else []
-    typed = ["adapter=convlora", "adapter.rank=2", f"strategy={strategy}", "benchmark.n_tasks=5", "trainer.epochs=2"]
-    result = small_run(tmp_path, *typed, *extra)
-    for task in range(5):
-        for later in range(task + 1, 6):
-            assert torch.equal(logits[later, task], logits[task + 1, task])
-        assert task == 0 or not torch.equal(logits[task, task], logits[task + 1, task]), "the task learned nothing"
-    assert result.summary["forgetting"] == 0.0 and result.summary["bwt"] == 0.0
-
-    save_file(result.network.state_dict(), tmp_path / "network.safetensors")
-    config = settled(*typed)
-    torch.manual_seed(99)
-    outline = SplitDigits(n_tasks=5).outline(tmp_path)
-    fresh = build_network(config, outline, network_class=TaskAwareNetwork)
-    for task in range(5):
-        fresh.begin_task([task])
-        fresh.adapter.end_task()
-    fresh.load_state_dict(load_file(tmp_path / "network.safetensors"))
-    fresh.eval()
-    stream = SplitDigits(n_tasks=5).stream(tmp_path)
-    with torch.no_grad():
-        for task in stream.tasks:
-            ((x, _, tasks),) = made[0].lane.evaluation(task.test.ids, 512)
-            assert torch.equal(fresh(x, tasks), logits[task.index + 1, task.index])

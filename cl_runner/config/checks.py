@@ -172,6 +172,8 @@ def _check_together(config: DictConfig) -> None:
         )
     if not config.backbone.get("name", "given"):
         raise RequestError("backbone.name is empty", "name a network, for example backbone.name=resnet20_cifar10")
+    if not str(config.output_root).strip():
+        raise RequestError("output_root is empty", "name a folder, for example output_root=outputs")
     placement = config.placement
     if not placement.kinds:
         raise RequestError("placement.kinds=[] is not possible", "a list of conv, linear or both")
@@ -208,6 +210,12 @@ def _idle_keys(config: DictConfig) -> list[tuple[str, bool, str, str]]:
             str(config.adapter._target_).endswith(".NoAdapter"),
             "adapter=none places nothing",
             "drop it, or choose an adapter",
+        ),
+        (
+            "adapter.linear_rank",
+            "linear" not in config.placement.kinds,
+            "no linear layer is placed",
+            "choose placement=all or linears",
         ),
         ("trainer.epochs", trainer.iterations is not None, "trainer.iterations is set", "give one of the two"),
         ("trainer.restore_best", not validated, "without a validation split no epoch is the best", validate),

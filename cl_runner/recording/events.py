@@ -28,7 +28,7 @@ def write_error(error: OSError, path: Path) -> RequestError:
     """Turns an operating-system error while writing ``path`` into a request error a person can act on."""
     reason = _REASONS.get(error.errno or 0, (error.strerror or str(error)).lower())
     return RequestError(
-        f"output_root: {reason} while writing {path}", "make room, or choose another place with output_root=FOLDER"
+        f"output_root: {reason} while writing {path}", "free that place, or choose another with output_root=FOLDER"
     )
 
 

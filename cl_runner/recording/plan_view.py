@@ -33,7 +33,7 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _tasks(tasks: Sequence[Mapping[str, Any]]) -> Table:
-    table = _table("tasks", "task", "classes", "train", "test")
+    table = _table("tasks (sizes as the dataset's totals promise)", "task", "classes", "train", "test")
     for task in tasks:
         names = ", ".join(task["classes"])
         shown = f"{len(task['classes'])}: {shortened(names, 40)}"
