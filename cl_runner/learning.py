@@ -59,7 +59,7 @@ def learn(
     assert stream.store is not None
     stream.store.to(device, config.trainer.data_placement)
     memory_format = torch.channels_last if config.trainer.channels_last else torch.preserve_format
-    network.to(device=device, memory_format=memory_format)
+    network.to(device).to(memory_format=memory_format)
 
     recipe: Strategy = build(config.strategy)
     with _quiet_libraries():
@@ -96,7 +96,12 @@ def learn(
 
 
 def assemble(
-    config: DictConfig, stream: TaskStream, network: Network, recipe: Strategy, listener: Listener, evaluator: Any = None
+    config: DictConfig,
+    stream: TaskStream,
+    network: Network,
+    recipe: Strategy,
+    listener: Listener,
+    evaluator: Any = None,
 ) -> tuple[TrainingMonitor, AccuracyMeter, Any]:
     """The Avalanche strategy with the lane under it and the watchers beside it."""
     trainer = config.trainer

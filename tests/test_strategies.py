@@ -70,6 +70,10 @@ def test_every_cell_is_a_finished_run_or_a_reason(strategy, adapter, labels, out
         (["strategy=icarl", "scheduler=plateau", "benchmark.validation_fraction=0.1"], "scheduler=plateau"),
         (["benchmark.task_labels=false", "backbone.head=per_task"], "backbone.head=per_task"),
         (["adapter=convlora", "backbone.head=shared"], "backbone.head=shared"),
+        (["adapter=convlora", "strategy=ewc", "strategy.variant=online"], "strategy.variant=online"),
+        (["strategy=joint", "trainer.batch_size=1"], "trainer.batch_size=1"),
+        (["strategy=cumulative", "trainer.batch_size=1"], "trainer.batch_size=1"),
+        (["strategy=icarl", "trainer.batch_size=1"], "trainer.batch_size=1"),
     ],
 )
 def test_what_a_method_cannot_do_is_refused(typed, reason, tmp_path):
@@ -81,6 +85,12 @@ def test_what_a_method_cannot_do_is_refused(typed, reason, tmp_path):
 @pytest.mark.parametrize("strategy", ["naive", "replay", "ewc", "lwf", "gem", "agem"])
 def test_a_head_per_task_works_without_an_adapter(strategy, tmp_path):
     result = small_run(tmp_path, "adapter=none", "backbone.head=per_task", f"strategy={strategy}", "trainer.epochs=2")
+    assert np.isfinite(as_array(result.matrix)).all()
+
+
+@pytest.mark.parametrize("strategy", ["replay", "gem", "agem", "der", "icarl"])
+def test_a_memory_smaller_than_the_number_of_classes_works(strategy, tmp_path):
+    result = small_run(tmp_path, "adapter=none", f"strategy={strategy}", "benchmark.n_tasks=5", "strategy.mem_size=3")
     assert np.isfinite(as_array(result.matrix)).all()
 
 

@@ -8,12 +8,12 @@ import torch
 from avalanche.benchmarks import CLScenario, benchmark_from_datasets, with_classes_timeline, with_task_labels
 from avalanche.benchmarks.utils import TaskAwareSupervisedClassificationDataset
 from avalanche.benchmarks.utils.data_attribute import DataAttribute, TaskLabels
-from avalanche.benchmarks.utils.flat_data import ConstantSequence
+from avalanche.benchmarks.utils.flat_data import ConstantSequence, FlatData
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cl_runner.benchmarks.store import ImageStore, Part
-from cl_runner.benchmarks.stream import Task, TaskStream
+from cl_runner.benchmarks.store import ImageStore
+from cl_runner.benchmarks.stream import TaskStream
 
 SAMPLE_ID = "sample_id"  # survives Avalanche's subset and concat, so that any dataset leads back to the store
 
@@ -36,28 +36,31 @@ class SampleView(Dataset):
         return self.store.normalise(self.store.host_NCHW[index]), self.targets[index]
 
 
+class Joinable(FlatData):
+    """Task labels that iCaRL's memory can be joined to: Avalanche gives it constant ones, which `FlatData` refuses."""
+
+    def concat(self, other: Any) -> Any:
+        """These labels, then the others."""
+        return super().concat(FlatData([list(other)]) if isinstance(other, ConstantSequence) else other)
+
+
 def avalanche_benchmark(stream: TaskStream) -> CLScenario:
     """Builds the `train` and `test` streams, one experience a task, with task labels and a classes timeline."""
     store = stream.store
     assert store is not None, "an outline has no data"
-    targets = DataAttribute(store.host_labels.tolist(), "targets")
-    sample_id = DataAttribute(range(len(store)), SAMPLE_ID)
-    view = SampleView(store)
-
-    def labelled(task: Task, part: Part) -> TaskAwareSupervisedClassificationDataset:
-        # iCaRL's memory joins the data with a constant task label, which Avalanche can only append to a constant one.
-        label = TaskLabels(ConstantSequence(task.index if stream.task_labels else 0, len(store)))
-        return TaskAwareSupervisedClassificationDataset(
-            [view],  # type: ignore[list-item]
-            indices=part.ids.tolist(),
-            data_attributes=[targets, label, sample_id],
-        )
-
+    whole = TaskAwareSupervisedClassificationDataset(
+        [SampleView(store)],  # type: ignore[list-item]
+        data_attributes=[
+            DataAttribute(store.host_labels.tolist(), "targets"),
+            TaskLabels(Joinable([store.tasks.tolist()])),
+            DataAttribute(range(len(store)), SAMPLE_ID),
+        ],
+    )
     parts: dict[str, list[Any]] = {"train": [], "test": []}
     for task in stream.tasks:
         assert task.train is not None and task.test is not None
-        parts["train"].append(labelled(task, task.train))
-        parts["test"].append(labelled(task, task.test))
+        parts["train"].append(whole.subset(task.train.ids.tolist()))
+        parts["test"].append(whole.subset(task.test.ids.tolist()))
     scenario = with_task_labels(with_classes_timeline(benchmark_from_datasets(**parts)))
     scenario.n_classes_per_exp = [len(task.classes) for task in stream.tasks]  # iCaRL reads these two
     scenario.classes_order = list(range(stream.n_classes))

@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console, errors = Console(width=wide), Console(stderr=True)
     try:
         if options.command == "list":
-            console.print(_table(_sources(options.data_root).values()))
+            console.print(_table(list(_sources(options.data_root).values())))
             _say(console, f"data_root is {options.data_root}; `cl-data check NAME` verifies what was found there")
             return 0
         source = _source(options.name, options.data_root)

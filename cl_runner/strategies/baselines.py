@@ -5,8 +5,11 @@ from __future__ import annotations
 from avalanche.training.supervised import Cumulative as AvalancheCumulative
 from avalanche.training.supervised import JointTraining
 
-from cl_runner.strategies.strategy import Strategy
+from cl_runner.adapters.adapter import Adapter
+from cl_runner.strategies.strategy import Strategy, Workshop, check_batch_holds
 from cl_runner.training.strategy import LaneMixin
+
+EVERY_TASK = "a batch holds samples of every task"
 
 
 class LaneCumulative(LaneMixin, AvalancheCumulative):
@@ -26,9 +29,17 @@ class Cumulative(Strategy):
 
     template = LaneCumulative
 
+    def check(self, adapter: Adapter, workshop: Workshop) -> None:
+        """The batches of the last task hold samples of all."""
+        check_batch_holds(workshop.n_tasks, workshop, EVERY_TASK)
+
 
 class Joint(Strategy):
     """Training once on the data of all tasks: the upper bound. Only the last row of the matrix exists."""
 
     template = LaneJoint
     whole_stream = True
+
+    def check(self, adapter: Adapter, workshop: Workshop) -> None:
+        """Every batch holds samples of all tasks."""
+        check_batch_holds(workshop.n_tasks, workshop, EVERY_TASK)

@@ -24,6 +24,14 @@ class EWC(Strategy):
     def __init__(self, *, ewc_lambda: float = 100.0, variant: str = "separate", decay_factor: float = 0.9) -> None:
         self.ewc_lambda, self.variant, self.decay_factor = ewc_lambda, variant, decay_factor
 
+    def check(self, adapter: Adapter, workshop: Workshop) -> None:
+        """Avalanche's online EWC sums the importances of one and the same list of weights."""
+        if self.variant == "online" and adapter.per_task:
+            raise RequestError(
+                "strategy.variant=online sums importances over tasks, and this adapter has new weights for every task",
+                "use strategy.variant=separate, or adapter=none",
+            )
+
     def plugins(self, workshop: Workshop) -> list[SupervisedPlugin]:
         """Avalanche's EWC."""
         decay = self.decay_factor if self.variant == "online" else None

@@ -13,7 +13,7 @@ from cl_runner.adapters.adapter import Adapter
 from cl_runner.adapters.none import NoAdapter
 from cl_runner.backbones.network import Network
 from cl_runner.errors import RequestError
-from cl_runner.strategies.strategy import Strategy, Workshop
+from cl_runner.strategies.strategy import Strategy, Workshop, check_batch_holds
 from cl_runner.training.strategy import LaneMixin
 
 
@@ -29,7 +29,8 @@ class LaneDER(LaneMixin, AvalancheDER):
         return self.model(self.mb_x)
 
     def _unpack_minibatch(self) -> None:
-        self.mbatch = [item.to(self.device) for item in self.mbatch]  # DER joins its memory's task labels there
+        batch: Any = self.mbatch  # type: ignore[has-type]
+        self.mbatch = [item.to(self.device) for item in batch]  # DER joins its memory's task labels there
 
 
 class LaneICaRL(LaneMixin, AvalancheICaRL):
@@ -169,6 +170,7 @@ class ICaRL(Strategy):
                 "strategy=icarl compares class means in one feature space, and works without an adapter only",
                 "use adapter=none with backbone.head=shared, or strategy=replay",
             )
+        check_batch_holds(2, workshop, "a batch holds new samples and exemplars")
         if not isinstance(workshop.network.head.classifier(0), nn.Linear):
             raise RequestError(
                 "strategy=icarl compares feature vectors, and this backbone ends in a convolution",

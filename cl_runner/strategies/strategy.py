@@ -11,6 +11,7 @@ from torch import nn
 
 from cl_runner.adapters.adapter import Adapter
 from cl_runner.backbones.network import Network
+from cl_runner.errors import RequestError
 from cl_runner.training.lane import Lane
 from cl_runner.training.strategy import LaneStrategy, OptimizerFactory
 
@@ -45,6 +46,14 @@ class Workshop:
     evaluator: EvaluationPlugin
 
 
+def check_batch_holds(groups: int, workshop: Workshop, reason: str) -> None:
+    """Raises RequestError where Avalanche's balanced loader could not put a sample of every group into a batch."""
+    if workshop.task_labels and workshop.batch_size < groups:
+        raise RequestError(
+            f"trainer.batch_size={workshop.batch_size}: with task labels, {reason}", f"at least {groups} here"
+        )
+
+
 class Strategy:
     """A recipe for an Avalanche strategy; most only add plugins to plain training.
 
@@ -74,7 +83,9 @@ class Strategy:
     def build(self, workshop: Workshop, adapter: Adapter, watchers: Sequence[SupervisedPlugin]) -> Any:
         """The Avalanche strategy: the method's plugins first, then those that watch and drive the adapter."""
         self.check(adapter, workshop)
-        parameters = [item for item in workshop.network.parameters() if item.requires_grad]
+        everything = list(workshop.network.parameters())
+        # Avalanche wants an optimiser now; over a frozen base nothing is open yet, and the first task makes its own.
+        parameters = [item for item in everything if item.requires_grad] or everything
         strategy = self.template(
             optimizer=workshop.optimizer_factory(parameters),
             train_mb_size=workshop.batch_size,

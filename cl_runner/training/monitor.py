@@ -24,7 +24,19 @@ class Listener(Protocol):
     def batch(self, n_images: int) -> None:
         """A training step is done."""
 
-    def epoch_finished(self, task: int, epoch: int, epochs: int, train_loss: float, **values: Any) -> None:
+    def epoch_finished(
+        self,
+        task: int,
+        epoch: int,
+        epochs: int,
+        train_loss: float | None,
+        *,
+        validation_loss: float | None = None,
+        validation_accuracy: float | None = None,
+        learning_rate: float | None = None,
+        images: int = 0,
+        seconds: float = 0.0,
+    ) -> None:
         """An epoch is done."""
 
 
@@ -76,9 +88,7 @@ class TrainingMonitor(SupervisedPlugin):
         if self.when_open is not None:
             self.when_open()
         self.schedule.begin(strategy.optimizer, strategy.epoch_batches * strategy.train_epochs)
-        self.listener.task_started(
-            self.task + 1, self.names[self.task], strategy.train_epochs, strategy.epoch_batches
-        )
+        self.listener.task_started(self.task + 1, self.names[self.task], strategy.train_epochs, strategy.epoch_batches)
 
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         """Starts the clock and the sums."""

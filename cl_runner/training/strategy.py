@@ -66,7 +66,12 @@ class LaneMixin:
 
     def make_optimizer(self, **kwargs: Any) -> None:
         """An optimiser over the trainable parameters; its state is carried on only where they are the same."""
-        trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        trainable = []
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:
+                trainable.append(parameter)
+            else:
+                parameter.grad = None  # what a closed task left there would enter EWC's importances and GEM's products
         current: Any = self.optimizer  # type: ignore[has-type]
         held = [parameter for group in current.param_groups for parameter in group["params"]]
         same = len(held) == len(trainable) and all(a is b for a, b in zip(held, trainable, strict=True))

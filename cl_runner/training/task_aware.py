@@ -18,4 +18,5 @@ class TaskAwareNetwork(Network, MultiTaskModule):
 
     def known_tasks(self) -> set[int]:
         """Tasks that Avalanche has trained on, kept by its model adaptation."""
-        return set(self.known_train_tasks_labels)
+        known: Any = self.known_train_tasks_labels
+        return set(known)
