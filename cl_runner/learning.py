@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from avalanche.training.plugins import EvaluationPlugin
 from omegaconf import DictConfig
 
 from cl_runner.assembly import build_network, choose_device, data_root, optimizer_factory, prepare_torch
@@ -31,7 +30,7 @@ from cl_runner.strategies.strategy import Strategy, Workshop
 from cl_runner.training.account import layer_rows, parameter_row
 from cl_runner.training.augment import Augmentation
 from cl_runner.training.lane import Lane
-from cl_runner.training.monitor import AccuracyMeter, Listener, TrainingMonitor
+from cl_runner.training.monitor import AccuracyMeter, Listener, NoMetrics, TrainingMonitor
 from cl_runner.training.plugin import AdapterPlugin
 from cl_runner.training.task_aware import TaskAwareNetwork
 
@@ -137,7 +136,7 @@ def assemble(
         iterations=trainer.iterations,
         channels_last=trainer.channels_last,
         reset_optimizer=trainer.reset_optimizer,
-        evaluator=evaluator or EvaluationPlugin(),
+        evaluator=evaluator or NoMetrics(),
     )
     return monitor, meter, recipe.build(workshop, network.adapter, [monitor, meter, AdapterPlugin(network)])
 

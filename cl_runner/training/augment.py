@@ -29,6 +29,7 @@ class Augmentation:
         self.flips = name in ("flip", "crop_flip")
         self.padding = (4 if image_size >= 32 else max(1, image_size // 8)) if self.crops else 0
         self.generator = generator
+        self._frame: np.ndarray | None = None
 
     @property
     def active(self) -> bool:
@@ -52,29 +53,39 @@ class Augmentation:
         return apply(images_NCHW, ids, offsets, flips, fill)
 
     def _slices(self, images_NCHW: Tensor, ids: Tensor, offsets: Tensor, flips: Tensor, fill: Tensor | None) -> Tensor:
-        draws = (offsets * 2 + flips).numpy()
+        steps = 2 * self.padding + 1
+        draws = (flips * steps * steps + offsets).numpy()  # flipped samples last, in one piece
         order = np.argsort(draws, kind="stable")
-        chosen = images_NCHW.index_select(0, ids[torch.from_numpy(order)]).numpy()
-        n, channels, height, width = chosen.shape
-        pad, steps = self.padding, 2 * self.padding + 1
-        if pad:
-            padded = np.zeros((n, channels, height + 2 * pad, width + 2 * pad), dtype=chosen.dtype)
-            if fill is not None:
-                padded += fill.cpu().numpy()
-            padded[:, :, pad:-pad, pad:-pad] = chosen
-        else:
-            padded = chosen
-        groups, starts = np.unique(draws[order], return_index=True)
-        ends = [*starts[1:].tolist(), n]
-        out = np.empty_like(chosen)
-        for group, start, end in zip(groups.tolist(), starts.tolist(), ends, strict=True):
-            offset, flip = divmod(group, 2)
-            top, left = divmod(offset, steps)
-            window = padded[start:end, :, top : top + height, left : left + width]
-            out[start:end] = window[..., ::-1] if flip else window
+        chosen = images_NCHW.index_select(0, ids[torch.from_numpy(order)])
+        n, _, height, width = chosen.shape
+        if self.padding:
+            padded, out = self._padded(chosen, fill), np.empty(chosen.shape, dtype=chosen.numpy().dtype)
+            groups, starts = np.unique(draws[order], return_index=True)
+            ends = [*starts[1:].tolist(), n]
+            for group, start, end in zip(groups.tolist(), starts.tolist(), ends, strict=True):
+                top, left = divmod(group % (steps * steps), steps)
+                out[start:end] = padded[start:end, :, top : top + height, left : left + width]
+            chosen = torch.from_numpy(out)
+        first_flipped = n - int(flips.sum())
+        chosen[first_flipped:] = chosen[first_flipped:].flip(-1)
         inverse = np.empty_like(order)
         inverse[order] = np.arange(n)
-        return torch.from_numpy(out).index_select(0, torch.from_numpy(inverse))
+        return chosen.index_select(0, torch.from_numpy(inverse))
+
+    def _padded(self, chosen: Tensor, fill: Tensor | None) -> np.ndarray:
+        """The images inside a frame; the frame of a chunk's usual size is kept, only its inside is written again."""
+        pad, (n, channels, height, width) = self.padding, chosen.shape
+        shape, dtype = (n, channels, height + 2 * pad, width + 2 * pad), chosen.numpy().dtype
+        if fill is None and self._frame is not None and (self._frame.shape, self._frame.dtype) == (shape, dtype):
+            frame = self._frame
+        else:
+            frame = np.zeros(shape, dtype=dtype)
+            if fill is not None:
+                frame += fill.cpu().numpy()
+            else:
+                self._frame = frame
+        frame[:, :, pad:-pad, pad:-pad] = chosen.numpy()
+        return frame
 
     def _gather(self, images_NCHW: Tensor, ids: Tensor, offsets: Tensor, flips: Tensor, fill: Tensor | None) -> Tensor:
         device = images_NCHW.device

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
-from avalanche.training.plugins import SupervisedPlugin
+from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
 from torch import Tensor, nn
 
 from cl_runner.benchmarks.store import Part
@@ -199,6 +200,25 @@ class AccuracyMeter(SupervisedPlugin):
     def after_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Reads the count, once a task."""
         self.accuracies[strategy.experience.current_experience] = int(self.correct) / self.total
+
+
+class NoMetrics(EvaluationPlugin):
+    """Avalanche's evaluator with nothing to evaluate: our own meters measure, and its events cost nothing.
+
+    Avalanche copies the experience at every event of every step to protect it from metrics; there are none here.
+    """
+
+    def __init__(self) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that there are no loggers is the point
+            super().__init__()
+
+    def nothing(self, strategy: Any, **kwargs: Any) -> None:
+        """Takes any event."""
+
+    before_training_iteration = before_forward = after_forward = before_backward = after_backward = nothing
+    before_update = after_update = after_training_iteration = nothing
+    before_eval_iteration = before_eval_forward = after_eval_forward = after_eval_iteration = nothing
 
 
 def _moving(model: nn.Module) -> list[tuple[str, Tensor]]:
