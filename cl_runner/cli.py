@@ -85,6 +85,7 @@ def _run(config: Any) -> tuple[int, Any]:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
+    from cl_runner.config.inherit import shed
     from cl_runner.runner import RunFailed, run
 
     settings = HydraConfig.get()
@@ -93,7 +94,7 @@ def _run(config: Any) -> tuple[int, Any]:
     ]  # unresolved: ${...} as it stood
     experiment = settings.runtime.choices.get("experiment") or "quickstart"
     try:
-        return DONE, run(config, experiment=experiment, overrides=typed)
+        return DONE, run(shed(config, typed), experiment=experiment, overrides=typed)
     except RequestError as error:
         return _refuse(error), None
     except RunFailed as failure:

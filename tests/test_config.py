@@ -8,6 +8,7 @@ import inspect
 import math
 import re
 import typing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -595,3 +596,31 @@ def test_a_users_own_class_is_checked_against_its_constructor(own_folder, overri
 def test_a_config_folder_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(RequestError, match="no such folder"):
         compose([], str(tmp_path / "missing"))
+
+
+@pytest.mark.parametrize(
+    "overrides, gone",
+    [
+        (["+experiment=convlora_cifar10", "adapter=none"], "adapter.rank"),
+        (["+experiment=convlora_cifar100", "scheduler=cosine", "trainer.patience=null"], "scheduler.patience"),
+        (["+experiment=convlora_cifar10", "optimizer=adam"], "optimizer.momentum"),
+        (["+experiment=convlora_folder", "benchmark=split_mnist"], "benchmark.n_classes"),
+    ],
+)
+def test_what_an_experiment_said_about_a_replaced_component_is_dropped(overrides: list[str], gone: str) -> None:
+    settled = settle(compose(overrides), overrides)
+    assert OmegaConf.select(settled, gone) is None
+
+
+def test_a_typed_key_of_a_replaced_component_is_still_refused() -> None:
+    overrides = ["+experiment=convlora_cifar10", "adapter=none", "adapter.rank=3"]
+    with pytest.raises(RequestError, match=r"adapter\.rank"):
+        settle(compose(overrides), overrides)
+
+
+def test_a_key_that_no_component_of_the_group_has_is_not_dropped(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nadapter:\n  rnak: 3\n")
+    overrides = ["+experiment=mine", "adapter=none"]
+    with pytest.raises(RequestError, match="rnak"):
+        settle(compose(overrides, str(tmp_path)), overrides)

@@ -9,6 +9,7 @@ from pathlib import Path
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
+from cl_runner.config.inherit import shed
 from cl_runner.errors import RequestError, nearest, shown
 
 SYNTAX = "overrides are written GROUP=NAME or GROUP.KEY=VALUE; see cl-run --help"
@@ -57,7 +58,7 @@ def _compose(overrides: list[str], config_dir: str | None) -> DictConfig:
     search = [f"hydra.searchpath=['{user_folder(config_dir)}']"] if config_dir is not None else []
     GlobalHydra.instance().clear()
     with initialize_config_dir(version_base="1.3", config_dir=str(config_folder())):
-        return hydra_compose(config_name="run", overrides=[*search, *overrides])
+        return shed(hydra_compose(config_name="run", overrides=[*search, *overrides]), overrides)
 
 
 def explain(error: Exception, overrides: list[str], config_dir: str | None = None) -> RequestError:
