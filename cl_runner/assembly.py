@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
 from cl_runner.adapters.adapter import Adapter
 from cl_runner.adapters.placement import Placement
 from cl_runner.backbones.backbone import classifier_name
 from cl_runner.backbones.network import Network
 from cl_runner.benchmarks.stream import TaskStream
-from cl_runner.config.checks import NETWORK_KEYS, build
+from cl_runner.config.checks import NETWORK_KEYS, build, import_target
 from cl_runner.errors import RequestError
+from cl_runner.strategies.strategy import Strategy, Workshop
+from cl_runner.training.optimizers import optimizer_factory
 
 
 def data_root(config: DictConfig) -> Path:
@@ -118,15 +118,33 @@ def _head_kind(wanted: str, adapter: Adapter, stream: TaskStream) -> str:
     return "per_task" if per_task else "shared"
 
 
-def optimizer_factory(config: DictConfig) -> Callable[[list[nn.Parameter]], torch.optim.Optimizer]:
-    """Makes optimisers from the `optimizer` node; fused where torch can, which takes the fewest operations a step."""
-    fusible = str(config.optimizer._target_) in {f"torch.optim.{name}" for name in ("SGD", "Adam", "AdamW")}
+def build_strategy(config: DictConfig, stream: TaskStream, network: Network) -> tuple[Strategy, Workshop]:
+    """The recipe of the strategy and what it is built from, checked against one another; no data and no Avalanche.
 
-    def make(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        extra: dict[str, Any] = {"params": parameters}
-        floating = all(item.is_floating_point() for item in parameters)
-        if fusible and floating and parameters and parameters[0].device.type in ("cpu", "cuda"):
-            extra["fused"] = True
-        return build(config.optimizer, **extra)
-
-    return make
+    Raises:
+        RequestError: the strategy cannot work with the adapter, the head or the trainer.
+    """
+    trainer = config.trainer
+    recipe: Strategy = build(config.strategy)
+    options: dict[str, Any] = OmegaConf.to_container(config.optimizer)  # type: ignore[assignment]
+    optimizer = import_target(options.pop("_target_"), "optimizer")
+    workshop = Workshop(
+        network=network,
+        n_tasks=len(stream),
+        task_labels=stream.task_labels,
+        optimizer_factory=optimizer_factory(optimizer, options),
+        batch_size=trainer.batch_size,
+        eval_batch_size=trainer.eval_batch_size,
+        epochs=1 if trainer.iterations is not None else trainer.epochs,
+        iterations=trainer.iterations,
+        channels_last=trainer.channels_last,
+        reset_optimizer=trainer.reset_optimizer,
+    )
+    if not recipe.validates and (trainer.patience is not None or config.scheduler._target_.endswith("Plateau")):
+        key = "trainer.patience" if trainer.patience is not None else "scheduler=plateau"
+        raise RequestError(
+            f"{key}: {type(recipe).__name__} has no classifier to validate while it trains",
+            "leave trainer.patience empty and choose scheduler=constant, cosine or multistep",
+        )
+    recipe.check(network.adapter, workshop)
+    return recipe, workshop

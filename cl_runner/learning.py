@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import math
 import resource
@@ -16,12 +17,11 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from cl_runner.assembly import build_network, choose_device, data_root, optimizer_factory, prepare_torch
+from cl_runner.assembly import build_network, build_strategy, choose_device, data_root, prepare_torch
 from cl_runner.backbones.network import Network
 from cl_runner.benchmarks.avalanche_view import avalanche_benchmark
 from cl_runner.benchmarks.stream import TaskStream
 from cl_runner.config.checks import build
-from cl_runner.errors import RequestError
 from cl_runner.recording.environment import describe
 from cl_runner.recording.recorder import Recorder
 from cl_runner.recording.run_folder import RunFolder
@@ -54,15 +54,15 @@ def learn(
     root = data_root(config)
     outline = benchmark.outline(root)
     network = build_network(config, outline, network_class=TaskAwareNetwork if outline.task_labels else Network)
+    recipe, workshop = build_strategy(config, outline, network)
     stream: TaskStream = benchmark.stream(root)
     assert stream.store is not None
     stream.store.to(device, config.trainer.data_placement)
     memory_format = torch.channels_last if config.trainer.channels_last else torch.preserve_format
     network.to(device).to(memory_format=memory_format)
 
-    recipe: Strategy = build(config.strategy)
     with _quiet_libraries():
-        monitor, meter, strategy = assemble(config, stream, network, recipe, recorder, evaluator)
+        monitor, meter, strategy = assemble(config, stream, recipe, workshop, recorder, evaluator)
     names = [task.name for task in stream.tasks]
     labels = _labels(config, stream, experiment)
     folder.write_environment(
@@ -97,48 +97,30 @@ def learn(
 def assemble(
     config: DictConfig,
     stream: TaskStream,
-    network: Network,
     recipe: Strategy,
+    workshop: Workshop,
     listener: Listener,
     evaluator: Any = None,
 ) -> tuple[TrainingMonitor, AccuracyMeter, Any]:
     """The Avalanche strategy with the lane under it and the watchers beside it."""
-    trainer = config.trainer
     assert stream.store is not None
+    network = workshop.network
     generator = torch.Generator().manual_seed(config.seed)
-    lane = Lane(
-        stream.store, Augmentation(stream.augmentation, stream.image_shape[1], generator), trainer.channels_last
-    )
-    if not recipe.validates and (trainer.patience is not None or config.scheduler._target_.endswith("Plateau")):
-        key = "trainer.patience" if trainer.patience is not None else "scheduler=plateau"
-        raise RequestError(
-            f"{key}: {type(recipe).__name__} has no classifier to validate while it trains",
-            "leave trainer.patience empty and choose scheduler=constant, cosine or multistep",
-        )
+    augmentation = Augmentation(stream.augmentation, stream.image_shape[1], generator)
+    lane = Lane(stream.store, augmentation, workshop.channels_last)
     monitor = TrainingMonitor(
         listener=listener,
         schedule=build(config.scheduler),
         validation=[task.validation if recipe.validates else None for task in stream.tasks],
-        names=[task.name for task in stream.tasks],
-        patience=trainer.patience,
-        restore_best=trainer.restore_best,
+        names=["all tasks" if recipe.whole_stream else task.name for task in stream.tasks],
+        patience=config.trainer.patience,
+        restore_best=config.trainer.restore_best,
+        revisits=recipe.revisits,
     )
     meter = AccuracyMeter(network.masked, stream.task_labels)
-    workshop = Workshop(
-        network=network,
-        n_tasks=len(stream),
-        task_labels=stream.task_labels,
-        lane=lane,
-        optimizer_factory=optimizer_factory(config),
-        batch_size=trainer.batch_size,
-        eval_batch_size=trainer.eval_batch_size,
-        epochs=1 if trainer.iterations is not None else trainer.epochs,
-        iterations=trainer.iterations,
-        channels_last=trainer.channels_last,
-        reset_optimizer=trainer.reset_optimizer,
-        evaluator=evaluator or NoMetrics(),
-    )
-    return monitor, meter, recipe.build(workshop, network.adapter, [monitor, meter, AdapterPlugin(network)])
+    watchers = [monitor, meter, AdapterPlugin(network)]
+    strategy = recipe.build(dataclasses.replace(workshop, lane=lane), watchers, evaluator or NoMetrics())
+    return monitor, meter, strategy
 
 
 def _phases(scenario: Any, recipe: Strategy) -> list[list[Any]]:

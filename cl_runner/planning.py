@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from cl_runner.assembly import build_network, data_root
+from cl_runner.assembly import build_network, build_strategy, data_root
 from cl_runner.benchmarks.stream import TaskStream
 from cl_runner.config.checks import build
 from cl_runner.recording.console import Console
@@ -27,9 +27,10 @@ def plan(config: DictConfig, folder: RunFolder, console: Console) -> RunResult:
     stream = build(config.benchmark).outline(data_root(config))
     with torch.device("meta"):
         network = build_network(config, stream, load_weights=False)
+        recipe, _ = build_strategy(config, stream, network)
         flops = forward_flops(network.backbone, stream.image_shape)  # routing by task costs no arithmetic
         order = [task.index for task in stream.tasks]
-        phases = [order] if _strategy(config) == "Joint" else [[task] for task in order]
+        phases = [order] if recipe.whole_stream else [[task] for task in order]
         parameters, layers = [], []
         for tasks in phases:
             network.begin_task(tasks)
@@ -38,7 +39,7 @@ def plan(config: DictConfig, folder: RunFolder, console: Console) -> RunResult:
             network.adapter.end_task()
     folder.write_parameters(parameters)
     folder.write_layers(layers)
-    images = _images(config, stream, len(phases))
+    images = _images(config, stream, len(phases), recipe.revisits)
     total = None if images is None else flops * (1 + BACKWARD_COST) * images
     summary = {
         "base_parameters": network.base_parameters,
@@ -51,17 +52,13 @@ def plan(config: DictConfig, folder: RunFolder, console: Console) -> RunResult:
     return RunResult(folder.path, summary)
 
 
-def _strategy(config: DictConfig) -> str:
-    return str(config.strategy._target_).rpartition(".")[2]
-
-
-def _images(config: DictConfig, stream: TaskStream, phases: int) -> int | None:
+def _images(config: DictConfig, stream: TaskStream, phases: int, revisits: bool) -> int | None:
     """New images that pass through training in all, without a memory's; None where the data's size is not known."""
     trainer = config.trainer
     if trainer.iterations is not None:
         return int(trainer.iterations * trainer.batch_size * phases)
-    again = _strategy(config) == "Cumulative"  # task t trains on the data of tasks 1 .. t
-    counted = sum(task.n_train * (len(stream) - task.index if again else 1) for task in stream.tasks)
+    times = [len(stream) - task.index if revisits else 1 for task in stream.tasks]  # phases that train on a task
+    counted = sum(task.n_train * count for task, count in zip(stream.tasks, times, strict=True))
     return int(trainer.epochs * counted) or None
 
 

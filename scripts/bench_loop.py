@@ -196,6 +196,7 @@ def plain(case: dict[str, Any], images: np.ndarray, labels: np.ndarray, augment:
 
 def ours(case: dict[str, Any], images: np.ndarray, labels: np.ndarray, augment: bool) -> Callable[[], None]:
     """cl-run's strategy with all its plugins and its lane, as `cl-run` assembles them, recording into nowhere."""
+    from cl_runner.assembly import build_strategy
     from cl_runner.backbones.backbone import classifier_name
     from cl_runner.backbones.network import Network
     from cl_runner.benchmarks.avalanche_view import avalanche_benchmark
@@ -203,7 +204,6 @@ def ours(case: dict[str, Any], images: np.ndarray, labels: np.ndarray, augment: 
     from cl_runner.benchmarks.stream import Task, TaskStream
     from cl_runner.config.compose import compose
     from cl_runner.learning import assemble
-    from cl_runner.strategies.baselines import Naive
 
     store = ImageStore(images=images, labels=labels, tasks=np.zeros_like(labels), mean=MEAN, std=STD)
     part = Part(store, torch.arange(len(images)), 0)
@@ -225,7 +225,8 @@ def ours(case: dict[str, Any], images: np.ndarray, labels: np.ndarray, augment: 
             f"trainer.batch_size={case['batch']}",
         ]
     )
-    _, _, strategy = assemble(config, stream, wrapped, Naive(), Nobody())
+    recipe, workshop = build_strategy(config, stream, wrapped)
+    _, _, strategy = assemble(config, stream, recipe, workshop, Nobody())
     experience = avalanche_benchmark(stream).train_stream[0]
     return lambda: strategy.train(experience, eval_streams=[]) and None
 

@@ -113,12 +113,6 @@ class Network(nn.Module):
         """Tasks that training has begun on."""
         return set(range(len(self.masked)))
 
-    def features_and_head(self) -> tuple[nn.Module, Head]:
-        """Splits the network for methods that treat features and classifier apart (iCaRL)."""
-        head = self.head
-        set_module(self.backbone, self.classifier_name, nn.Identity())
-        return self.backbone, head
-
     def _every_task(self, x: Tensor) -> dict[int, Tensor]:
         tasks = sorted(self.known_tasks())
         if self.per_task or self.head.per_task:

@@ -2,22 +2,10 @@
 
 from __future__ import annotations
 
-from avalanche.training.supervised import Cumulative as AvalancheCumulative
-from avalanche.training.supervised import JointTraining
-
 from cl_runner.adapters.adapter import Adapter
 from cl_runner.strategies.strategy import Strategy, Workshop, check_batch_holds
-from cl_runner.training.strategy import LaneMixin
 
 EVERY_TASK = "a batch holds samples of every task"
-
-
-class LaneCumulative(LaneMixin, AvalancheCumulative):
-    """Avalanche's cumulative training on the lane."""
-
-
-class LaneJoint(LaneMixin, JointTraining):
-    """Avalanche's joint training on the lane."""
 
 
 class Naive(Strategy):
@@ -27,7 +15,8 @@ class Naive(Strategy):
 class Cumulative(Strategy):
     """At task t, training on the data of tasks 1 .. t."""
 
-    template = LaneCumulative
+    template = "LaneCumulative"
+    revisits = True
 
     def check(self, adapter: Adapter, workshop: Workshop) -> None:
         """The batches of the last task hold samples of all."""
@@ -37,7 +26,7 @@ class Cumulative(Strategy):
 class Joint(Strategy):
     """Training once on the data of all tasks: the upper bound. Only the last row of the matrix exists."""
 
-    template = LaneJoint
+    template = "LaneJoint"
     whole_stream = True
 
     def check(self, adapter: Adapter, workshop: Workshop) -> None:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from avalanche.training.plugins import EWCPlugin, LwFPlugin, SupervisedPlugin, SynapticIntelligencePlugin
-from avalanche.training.utils import ParamData
-
 from cl_runner.adapters.adapter import Adapter
 from cl_runner.errors import RequestError
 from cl_runner.strategies.strategy import Strategy, Workshop
@@ -32,8 +29,10 @@ class EWC(Strategy):
                 "use strategy.variant=separate, or adapter=none",
             )
 
-    def plugins(self, workshop: Workshop) -> list[SupervisedPlugin]:
+    def plugins(self, workshop: Workshop) -> list[Any]:
         """Avalanche's EWC."""
+        from avalanche.training.plugins import EWCPlugin
+
         decay = self.decay_factor if self.variant == "online" else None
         return [EWCPlugin(ewc_lambda=self.ewc_lambda, mode=self.variant, decay_factor=decay)]
 
@@ -49,32 +48,11 @@ class LwF(Strategy):
     def __init__(self, *, alpha: float = 1.0, temperature: float = 2.0) -> None:
         self.alpha, self.temperature = alpha, temperature
 
-    def plugins(self, workshop: Workshop) -> list[SupervisedPlugin]:
+    def plugins(self, workshop: Workshop) -> list[Any]:
         """Avalanche's LwF."""
+        from avalanche.training.plugins import LwFPlugin
+
         return [LwFPlugin(alpha=self.alpha, temperature=self.temperature)]
-
-
-class OwningSIPlugin(SynapticIntelligencePlugin):
-    """Avalanche's synaptic intelligence with copies of the weights.
-
-    On the CPU Avalanche keeps views of the weights "before", which the optimiser then changes: every difference, and
-    with it every importance and the whole penalty, would be zero.
-    """
-
-    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Copies the weights that the penalty holds on to."""
-        super().before_training_exp(strategy, **kwargs)
-        _own(self.ewc_data[0])
-
-    def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
-        """Copies the weights before a step."""
-        super().before_training_iteration(strategy, **kwargs)
-        _own(self.syn_data["old_theta"])
-
-
-def _own(weights: dict[str, ParamData]) -> None:
-    for item in weights.values():
-        item.data = item.data.clone()
 
 
 class SI(Strategy):
@@ -96,6 +74,8 @@ class SI(Strategy):
                 "use backbone.head=shared (with task labels, other tasks' classes are masked)",
             )
 
-    def plugins(self, workshop: Workshop) -> list[SupervisedPlugin]:
+    def plugins(self, workshop: Workshop) -> list[Any]:
         """Avalanche's synaptic intelligence."""
+        from cl_runner.strategies.avalanche_classes import OwningSIPlugin
+
         return [OwningSIPlugin(si_lambda=self.si_lambda, eps=self.eps)]

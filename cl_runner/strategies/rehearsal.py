@@ -4,58 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from avalanche.training.plugins import AGEMPlugin, GEMPlugin, ReplayPlugin, SupervisedPlugin
-from avalanche.training.supervised import DER as AvalancheDER
-from avalanche.training.supervised import ICaRL as AvalancheICaRL
-from torch import Tensor, nn
+from torch import nn
 
 from cl_runner.adapters.adapter import Adapter
 from cl_runner.adapters.none import NoAdapter
-from cl_runner.backbones.network import Network
 from cl_runner.errors import RequestError
 from cl_runner.strategies.strategy import Strategy, Workshop, check_batch_holds
-from cl_runner.training.strategy import LaneMixin
-
-
-class LaneDER(LaneMixin, AvalancheDER):
-    """Avalanche's DER on the lane.
-
-    As published, training sees the logits of all classes and no task identity: stored logits are matched class by
-    class, which masked ones could not be. With task labels, the other tasks' classes are masked at evaluation.
-    """
-
-    def forward(self) -> Tensor:
-        """Plain logits over all classes."""
-        return self.model(self.mb_x)
-
-    def _unpack_minibatch(self) -> None:
-        batch: Any = self.mbatch  # type: ignore[has-type]
-        self.mbatch = [item.to(self.device) for item in batch]  # DER joins its memory's task labels there
-
-
-class LaneICaRL(LaneMixin, AvalancheICaRL):
-    """Avalanche's iCaRL on the lane."""
-
-
-class Features(nn.Module):
-    """What a network's classifier is given, without taking the network apart.
-
-    Shapes: (B, C, H, W) to (B, d), float32.
-    """
-
-    def __init__(self, network: Network) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The features of a batch."""
-        caught: list[Tensor] = []
-        handle = self.network.head.register_forward_pre_hook(lambda head, inputs: caught.append(inputs[0]))
-        try:
-            self.network(x)
-        finally:
-            handle.remove()
-        return caught[0].float()
 
 
 class Replay(Strategy):
@@ -69,8 +23,10 @@ class Replay(Strategy):
     def __init__(self, *, mem_size: int = 500, batch_size_mem: int | None = None) -> None:
         self.mem_size, self.batch_size_mem = mem_size, batch_size_mem
 
-    def plugins(self, workshop: Workshop) -> list[SupervisedPlugin]:
+    def plugins(self, workshop: Workshop) -> list[Any]:
         """Avalanche's replay."""
+        from avalanche.training.plugins import ReplayPlugin
+
         return [ReplayPlugin(mem_size=self.mem_size, batch_size_mem=self.batch_size_mem)]
 
 
@@ -85,8 +41,10 @@ class GEM(Strategy):
     def __init__(self, *, mem_size: int = 500, memory_strength: float = 0.5) -> None:
         self.mem_size, self.memory_strength = mem_size, memory_strength
 
-    def plugins(self, workshop: Workshop) -> list[SupervisedPlugin]:
+    def plugins(self, workshop: Workshop) -> list[Any]:
         """Avalanche's GEM."""
+        from avalanche.training.plugins import GEMPlugin
+
         return [GEMPlugin(_share(self.mem_size, workshop.n_tasks), self.memory_strength)]
 
 
@@ -113,8 +71,10 @@ class AGEM(Strategy):
                 f"at least {workshop.n_tasks}",
             )
 
-    def plugins(self, workshop: Workshop) -> list[SupervisedPlugin]:
+    def plugins(self, workshop: Workshop) -> list[Any]:
         """Avalanche's A-GEM."""
+        from avalanche.training.plugins import AGEMPlugin
+
         return [AGEMPlugin(_share(self.mem_size, workshop.n_tasks), self.sample_size)]
 
 
@@ -128,7 +88,7 @@ class DER(Strategy):
         beta: weight of the cross-entropy on stored samples.
     """
 
-    template = LaneDER
+    template = "LaneDER"
 
     def __init__(
         self, *, mem_size: int = 500, batch_size_mem: int | None = None, alpha: float = 0.1, beta: float = 0.5
@@ -156,7 +116,7 @@ class ICaRL(Strategy):
         mem_size: stored samples in all, shared evenly by the classes seen.
     """
 
-    template = LaneICaRL
+    template = "LaneICaRL"
     validates = False
     evaluates_untrained = False
 
@@ -179,6 +139,8 @@ class ICaRL(Strategy):
 
     def arguments(self, workshop: Workshop) -> dict[str, Any]:
         """Features and classifier apart; Avalanche's iCaRL brings its own loss."""
+        from cl_runner.strategies.avalanche_classes import Features
+
         return {
             "feature_extractor": Features(workshop.network),
             "classifier": workshop.network.head,

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
 from torch import nn
 
 from cl_runner.adapters.adapter import Adapter
 from cl_runner.backbones.network import Network
 from cl_runner.errors import RequestError
-from cl_runner.training.lane import Lane
-from cl_runner.training.strategy import LaneStrategy, OptimizerFactory
+from cl_runner.training.optimizers import OptimizerFactory
+
+if TYPE_CHECKING:
+    from cl_runner.training.lane import Lane
+
+AVALANCHE_CLASSES = "cl_runner.strategies.avalanche_classes"
 
 
 @dataclass(frozen=True)
@@ -24,18 +28,16 @@ class Workshop:
         network: what is trained.
         n_tasks: tasks of the stream.
         task_labels: whether the task of a sample is known.
-        lane: makes the loaders.
         optimizer_factory: makes an optimiser over given parameters.
         batch_size, eval_batch_size, epochs, iterations: of training; iterations replace epochs where given.
         channels_last: whether images and weights are in channels-last format.
         reset_optimizer: whether every task starts with a fresh optimiser state.
-        evaluator: Avalanche's metrics, for who wants them besides ours.
+        lane: makes the loaders; None while the request is only being checked.
     """
 
     network: Network
     n_tasks: int
     task_labels: bool
-    lane: Lane
     optimizer_factory: OptimizerFactory
     batch_size: int
     eval_batch_size: int
@@ -43,7 +45,7 @@ class Workshop:
     iterations: int | None
     channels_last: bool
     reset_optimizer: bool
-    evaluator: EvaluationPlugin
+    lane: Lane | None = None
 
 
 def check_batch_holds(groups: int, workshop: Workshop, reason: str) -> None:
@@ -58,21 +60,23 @@ class Strategy:
     """A recipe for an Avalanche strategy; most only add plugins to plain training.
 
     Attributes:
-        template: the Avalanche class, with the lane mixed in.
+        template: the Avalanche class, by its name in `avalanche_classes.py`.
         whole_stream: trains once on all tasks instead of on one after another.
+        revisits: trains on the data of all tasks seen so far, and validates on it.
         validates: whether the network answers as a classifier during training, so that a validation split can be used.
         evaluates_untrained: whether it can classify before the first task.
     """
 
-    template: type = LaneStrategy
+    template: str = "LaneStrategy"
     whole_stream: bool = False
+    revisits: bool = False
     validates: bool = True
     evaluates_untrained: bool = True
 
     def check(self, adapter: Adapter, workshop: Workshop) -> None:
         """Raises RequestError where this strategy cannot work with the adapter, and says why."""
 
-    def plugins(self, workshop: Workshop) -> list[SupervisedPlugin]:
+    def plugins(self, workshop: Workshop) -> list[Any]:
         """The method, as Avalanche plugins."""
         return []
 
@@ -80,19 +84,19 @@ class Strategy:
         """What the template's constructor takes for the network and for the method."""
         return {"model": workshop.network, "criterion": nn.CrossEntropyLoss(), "train_epochs": workshop.epochs}
 
-    def build(self, workshop: Workshop, adapter: Adapter, watchers: Sequence[SupervisedPlugin]) -> Any:
+    def build(self, workshop: Workshop, watchers: Sequence[Any], evaluator: Any) -> Any:
         """The Avalanche strategy: the method's plugins first, then those that watch and drive the adapter."""
-        self.check(adapter, workshop)
+        assert workshop.lane is not None
         everything = list(workshop.network.parameters())
         # Avalanche wants an optimiser now; over a frozen base nothing is open yet, and the first task makes its own.
         parameters = [item for item in everything if item.requires_grad] or everything
-        strategy = self.template(
+        strategy = getattr(import_module(AVALANCHE_CLASSES), self.template)(
             optimizer=workshop.optimizer_factory(parameters),
             train_mb_size=workshop.batch_size,
             eval_mb_size=workshop.eval_batch_size,
             device=workshop.lane.store.device,
             plugins=[*self.plugins(workshop), *watchers],
-            evaluator=workshop.evaluator,
+            evaluator=evaluator,
             **self.arguments(workshop),
         )
         strategy.equip(

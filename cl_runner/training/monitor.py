@@ -58,6 +58,7 @@ class TrainingMonitor(SupervisedPlugin):
         names: of the tasks.
         patience: epochs without a better validation loss after which a task ends; None: never.
         restore_best: end a task with the weights of its best epoch.
+        revisits: training goes over the data of all tasks so far, and so does validation.
     """
 
     def __init__(
@@ -69,11 +70,12 @@ class TrainingMonitor(SupervisedPlugin):
         names: Sequence[str],
         patience: int | None,
         restore_best: bool,
+        revisits: bool = False,
     ) -> None:
         super().__init__()
         self.listener, self.schedule = listener, schedule
         self.validation, self.names = validation, names
-        self.patience, self.restore_best = patience, restore_best
+        self.patience, self.restore_best, self.revisits = patience, restore_best, revisits
         self.task = 0
         self.epoch = 0
         self.best_epoch: int | None = None
@@ -94,6 +96,7 @@ class TrainingMonitor(SupervisedPlugin):
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         """Starts the clock and the sums."""
         self.started = time.perf_counter()
+        self.learning_rate = float(strategy.optimizer.param_groups[0]["lr"])
         self.loss_sum = torch.zeros(1, device=strategy.device)
         self.epoch_images = 0
 
@@ -122,7 +125,7 @@ class TrainingMonitor(SupervisedPlugin):
             train_loss,
             validation_loss=loss,
             validation_accuracy=accuracy,
-            learning_rate=float(strategy.optimizer.param_groups[0]["lr"]),
+            learning_rate=self.learning_rate,
             images=self.epoch_images,
             seconds=seconds,
         )
@@ -153,7 +156,8 @@ class TrainingMonitor(SupervisedPlugin):
 
     @torch.no_grad()
     def _validate(self, strategy: Any) -> tuple[float | None, float | None]:
-        tasks = [item.current_experience for item in getattr(strategy, "_experiences", None) or [strategy.experience]]
+        together = getattr(strategy, "_experiences", None) or [strategy.experience]  # joint training holds them all
+        tasks = range(self.task + 1) if self.revisits else [item.current_experience for item in together]
         parts = [part for part in (self.validation[task] for task in tasks) if part is not None and len(part)]
         if not parts:
             return None, None

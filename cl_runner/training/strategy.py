@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import torch
-from avalanche.training.templates import SupervisedTemplate
 from torch import nn
 
 from cl_runner.benchmarks.avalanche_view import sample_ids
 from cl_runner.training.lane import Lane
-
-OptimizerFactory = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+from cl_runner.training.optimizers import OptimizerFactory
 
 
 class LaneMixin:
@@ -80,7 +76,3 @@ class LaneMixin:
 
     def _unpack_minibatch(self) -> None:
         """Nothing to move: batches arrive on the device, task labels stay on the host."""
-
-
-class LaneStrategy(LaneMixin, SupervisedTemplate):
-    """Plain training on the current task, to which plugins add their method."""
