@@ -185,6 +185,10 @@ def test_rank_24_is_warned_of_on_the_first_layer_of_vgg19_bn():
         (["placement=linears", "adapter.linear_rank=4097"], "adapter.linear_rank=4097"),
         (["placement=match", "placement.pattern=attn"], "placement.pattern=attn"),
         (["adapter.full=[clasifier]"], "adapter.full"),
+        (["strategy=der"], "strategy=der"),
+        (["strategy=icarl"], "strategy=icarl"),
+        (["strategy=agem", "strategy.sample_size=2"], "strategy.sample_size=2"),
+        (["strategy=joint", "trainer.batch_size=3"], "trainer.batch_size=3"),
     ],
     ids=str,
 )

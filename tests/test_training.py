@@ -281,3 +281,23 @@ def test_other_precisions_and_formats_come_close_to_float32(adapter, typed, tole
 def test_bfloat16_runs_with_methods_of_their_own_forward(strategy, tmp_path):
     result = small_run(tmp_path, "adapter=none", f"strategy={strategy}", "trainer.precision=bfloat16")
     assert np.isfinite(as_array(result.matrix)).all()
+
+
+@pytest.mark.parametrize("strategy", ["naive", "cumulative"])
+def test_validation_covers_what_training_covers(strategy, tmp_path, monkeypatch):
+    from cl_runner.training.lane import Lane
+
+    tasks_validated: list[int] = []
+    evaluation = Lane.evaluation
+
+    def counted(lane, ids, batch_size):
+        tasks_validated.append(len(set((lane.store.host_labels[ids]).tolist())))
+        return evaluation(lane, ids, batch_size)
+
+    # Two classes a task; test data is left out by evaluating only at the end. One call for each validated task.
+    monkeypatch.setattr(Lane, "evaluation", counted)
+    typed = ["adapter=none", f"strategy={strategy}", "benchmark.n_tasks=5", "benchmark.validation_fraction=0.3"]
+    small_run(tmp_path, *typed, "trainer.epochs=1", "evaluate=last")
+    per_task = [1] * 5 if strategy == "naive" else [1, 2, 3, 4, 5]
+    assert len(tasks_validated) == sum(per_task) + 5  # and the five test parts of the last row
+    assert set(tasks_validated) == {2}
