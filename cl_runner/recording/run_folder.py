@@ -119,7 +119,8 @@ class RunFolder:
 
     def discard(self) -> None:
         """Removes the folder of a run that was refused before it began; a folder with anything else in it stays."""
-        if any(self._path.glob("*.jsonl")) and (self._path / "events.jsonl").stat().st_size:
+        events = self._path / "events.jsonl"
+        if events.exists() and events.stat().st_size:
             return
         for name in ("config.yaml", "overrides.yaml", "events.jsonl", "metrics.csv", "environment.json"):
             (self._path / name).unlink(missing_ok=True)
