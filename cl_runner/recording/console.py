@@ -237,6 +237,17 @@ class Console:
         return Group(text, bar)
 
 
+class _Console(rich_console.Console):
+    """A console whose reader may leave: the run goes on unseen."""
+
+    def on_broken_pipe(self) -> None:
+        """Says nothing more, where rich would end the process."""
+        self.quiet = True
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, sys.stdout.fileno())
+        os.close(devnull)
+
+
 def _rich(
     stream: TextIO | None, *, width: int | None, stderr: bool = False, quiet: bool = False
 ) -> rich_console.Console:
@@ -247,7 +258,7 @@ def _rich(
     terminal = target.isatty()  # and not what FORCE_COLOR says: bars make a log file unreadable
     if not terminal and width is None and not os.environ.get("COLUMNS"):
         width = 100
-    return rich_console.Console(
+    return _Console(
         file=stream,
         stderr=stderr,
         force_terminal=terminal,

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 IDENTITY = ("experiment", "benchmark", "backbone", "adapter", "strategy")
+FIGURES = ("acc", "bwt", "forgetting", "parameter_growth", "wall_seconds")
 NOT_SETTINGS = {"seed", "output_root", "quiet", "resume", "checkpoint", "data_root", "tracking", "launcher", "hydra"}
 
 
@@ -21,13 +22,15 @@ NOT_SETTINGS = {"seed", "output_root", "quiet", "resume", "checkpoint", "data_ro
 class Run:
     """One run folder: its ``summary.json`` and the settings of its ``config.yaml``, seed and places left out.
 
-    ``settings`` maps dotted keys to values; None where there is no readable ``config.yaml``.
+    ``settings`` maps dotted keys to values; None where there is no readable ``config.yaml``. ``typed`` is what was
+    typed besides the parts that have a column of their own; None where there is no ``overrides.yaml``.
     """
 
     folder: Path
     summary: dict[str, Any]
     settings: dict[str, Any] | None
     written: float
+    typed: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,22 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
             problems.append(f"{old.folder} left out: {run.folder} has the same settings and seed and is newer")
         cell[seed] = run
     groups = [list(cell.values()) for cell in cells.values()]
-    return [Group(group, _difference(group[0], groups)) for group in groups], problems
+    return [Group(group, settings) for group, settings in zip(groups, _settings(groups), strict=True)], problems
+
+
+def _settings(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """Returns what was typed for each group, without what was typed for all; where that tells nothing, the difference.
+
+    What was typed is what differs from the experiment's defaults, in the words of the command line.
+    """
+    typed = [group[0].typed for group in groups]
+    everywhere = set.intersection(*(set(one or ()) for one in typed)) if typed else set()
+    texts = [" ".join(item for item in one or () if item not in everywhere) for one in typed]
+    rows = [(*(group[0].summary.get(key) for key in IDENTITY), text) for group, text in zip(groups, texts, strict=True)]
+    return [
+        text if one is not None and rows.count(row) == 1 else _difference(group[0], groups)
+        for group, one, text, row in zip(groups, typed, texts, rows, strict=True)
+    ]
 
 
 def _difference(run: Run, groups: Sequence[Sequence[Run]]) -> str:
@@ -134,7 +152,26 @@ def _read(folder: Path) -> Run:
     settings = None
     if isinstance(config, dict):
         settings = _flat({key: value for key, value in config.items() if key not in NOT_SETTINGS})
-    return Run(folder, summary, settings, place.stat().st_mtime)
+    wrong = [key for key in FIGURES if not isinstance(summary.get(key), int | float | None)]
+    if wrong:
+        raise ValueError(f"summary.json: {wrong[0]} is {summary[wrong[0]]!r}, not a number")
+    return Run(folder, summary, settings, place.stat().st_mtime, _typed(folder / "overrides.yaml"))
+
+
+def _typed(place: Path) -> tuple[str, ...] | None:
+    """What was typed, but for the choices that have columns and what does not change a result."""
+    if not place.exists():
+        return None
+    typed = yaml.safe_load(place.read_text(encoding="utf-8"))
+    if not isinstance(typed, list):
+        return None
+    shown = {*IDENTITY, "backbone.name"}
+    kept = []
+    for item in map(str, typed):
+        key = item.lstrip("+~").split("=")[0]
+        if key not in shown and key.split(".")[0] not in NOT_SETTINGS:
+            kept.append(item)
+    return tuple(sorted(kept))
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
