@@ -77,6 +77,10 @@ def build_network(
         in_channels=channels, image_size=size, n_classes=stream.n_classes, load_weights=load_weights
     )
     adapter: Adapter = build(config.adapter)
+    if not isinstance(adapter, Adapter):
+        raise RequestError(
+            f"adapter._target_={config.adapter._target_} is no Adapter", "derive it from cl_runner.adapters.Adapter"
+        )
     head = _head_kind(str(wanted["head"]), adapter, stream)
     if wanted["head_classes"] == "task" and head == "shared":
         raise RequestError("backbone.head_classes=task needs a head per task", "set backbone.head=per_task")

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+import cl_runner
 from cl_runner.errors import RequestError, shown
 
 DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
@@ -20,6 +21,9 @@ def main() -> None:
 
 def execute(arguments: list[str]) -> int:
     """Runs Hydra over the arguments and returns the exit code: of several runs the highest."""
+    if arguments == ["--version"]:
+        sys.stdout.write(f"cl-run {cl_runner.__version__}\n")
+        return DONE
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach the handlers below instead of Hydra's own printer
     codes: list[int] = []
     running = False
@@ -92,6 +96,12 @@ def _run(config: Any) -> tuple[int, Any]:
     typed = [
         str(item) for item in OmegaConf.to_container(settings.overrides.task) or ()
     ]  # unresolved: ${...} as it stood
+    for item in settings.overrides.hydra:
+        if str(item).lstrip("+~").startswith(("hydra.run.", "hydra.job.chdir", "hydra.output_subdir")):
+            key = str(item).lstrip("+~").split("=")[0]
+            return _refuse(
+                RequestError(f"{key} has no use here: cl-run names its folders", "set output_root=FOLDER")
+            ), None
     experiment = settings.runtime.choices.get("experiment") or "quickstart"
     try:
         return DONE, run(shed(config, typed), experiment=experiment, overrides=typed)

@@ -22,6 +22,7 @@ from cl_runner.backbones.network import Network
 from cl_runner.benchmarks.avalanche_view import avalanche_benchmark
 from cl_runner.benchmarks.stream import TaskStream
 from cl_runner.config.checks import build
+from cl_runner.errors import RequestError
 from cl_runner.recording.environment import describe
 from cl_runner.recording.recorder import Recorder
 from cl_runner.recording.run_folder import RunFolder
@@ -65,9 +66,8 @@ def learn(
         monitor, meter, strategy = assemble(config, stream, recipe, workshop, recorder, evaluator)
     names = [task.name for task in stream.tasks]
     labels = _labels(config, stream, experiment)
-    folder.write_environment(
-        describe(str(device), _seeds(config), list(stream.class_order), bool(config.trainer.deterministic))
-    )
+    environment = describe(str(device), _seeds(config), list(stream.class_order), bool(config.trainer.deterministic))
+    folder.write_environment(environment | {"class_names": {task.name: task.class_names for task in stream.tasks}})
     recorder.run_started(_header(config, labels, network, device, stream), names, labels)
     for warning in network.adapter.warnings:
         recorder.warning(warning)
@@ -105,6 +105,14 @@ def assemble(
     """The Avalanche strategy with the lane under it and the watchers beside it."""
     assert stream.store is not None
     network = workshop.network
+    watched = config.trainer.patience is not None or str(config.scheduler._target_).endswith(".Plateau")
+    empty = [task.name for task in stream.tasks if task.validation is None or not len(task.validation)]
+    if watched and empty:
+        raise RequestError(
+            f"benchmark.validation_fraction={config.benchmark.get('validation_fraction')} leaves nothing to validate "
+            f"{empty[0]} on, which trainer.patience or scheduler=plateau watches",
+            "use more training images (benchmark.per_class), or neither of the two",
+        )
     generator = torch.Generator().manual_seed(config.seed)
     augmentation = Augmentation(stream.augmentation, stream.image_shape[1], generator)
     lane = Lane(stream.store, augmentation, workshop.channels_last)

@@ -240,7 +240,11 @@ class PerTaskAdapter(Adapter):
             if wanted == "head" and has_head:
                 continue
             if not wanted or wanted not in modules or not any(True for _ in modules[wanted].parameters()):
-                known = tuple(name for name in modules if name)
+                known = tuple(
+                    name
+                    for name, module in modules.items()
+                    if name and not isinstance(module, Head) and any(True for _ in module.parameters())
+                )
                 raise RequestError(
                     f"adapter.full: there is no module '{wanted}' with parameters", nearest(wanted, known)
                 )

@@ -159,7 +159,9 @@ class ClassSplit:
             rest, others = n_classes - first, self.n_tasks - 1
             if rest < 0 or (others == 0) != (rest == 0) or (others and (rest % others or rest < others)):
                 raise RequestError(
-                    f"benchmark.first_task_classes={first}: the other {rest} of {self.name}'s {n_classes} classes "
+                    f"benchmark.first_task_classes={first}: {self.name} has only {n_classes} classes"
+                    if rest < 0
+                    else f"benchmark.first_task_classes={first}: the other {rest} of {self.name}'s {n_classes} classes "
                     f"do not divide over {others} tasks",
                     "choose it so that (classes - first_task_classes) / (n_tasks - 1) is a whole number",
                 )

@@ -12,10 +12,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from cl_runner.config.components import COMPONENTS
-from cl_runner.config.options import fits, takes
+from cl_runner.config.options import fits, option, takes
 from cl_runner.config.schema import Placement, Run, Tracking, Trainer
 from cl_runner.errors import RequestError, nearest, shown
 
+PLAIN_TYPES = [kind for base in (int, float, bool, str) for kind in (base, base | None)]
 NETWORK_KEYS = {"head": "auto", "head_classes": "all"}  # of the backbone group, taken by the network around it
 GIVEN_BY_RUNNER = {"optimizer": ("params",)}  # arguments of a constructor that no configuration sets
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -122,7 +123,19 @@ def _own_component(group: str, target: str, node: dict[str, Any]) -> DictConfig:
     for name, item in parameters.items():
         if item.default is inspect.Parameter.empty and name not in node:
             raise RequestError(f"{group}.{name}: {target} needs it", f"give it a value: {group}.{name}=...")
-    return OmegaConf.create(node)
+    return OmegaConf.create(node | _annotated(constructor, node, group))
+
+
+def _annotated(constructor: Any, node: dict[str, Any], group: str) -> dict[str, Any]:
+    """The keys of a user's class that are annotated with a plain type, held to it."""
+    try:
+        hints = typing.get_type_hints(constructor.__init__ if inspect.isclass(constructor) else constructor)
+    except (NameError, TypeError):  # an annotation that cannot be resolved says nothing
+        hints = {}
+    plain = [(name, hints[name], option("???")) for name in node if hints.get(name) in PLAIN_TYPES]
+    schema = dataclasses.make_dataclass("Annotated", plain)
+    typed = _typed(schema, {name: node[name] for name, *_ in plain}, group)
+    return {str(name): value for name, value in typed.items()}
 
 
 def import_target(target: str, group: str) -> Any:
@@ -169,6 +182,12 @@ def _check_together(config: DictConfig) -> None:
         raise RequestError(
             f"{key} counts epochs, and trainer.iterations={trainer.iterations} trains by iterations",
             "use trainer.epochs, or scheduler=cosine or constant",
+        )
+    due = [step for step in scheduler.get("milestones") or () if step < trainer.epochs]
+    if schedule == "MultiStep" and not due:
+        raise RequestError(
+            f"scheduler.milestones={list(scheduler.milestones)}: none comes within trainer.epochs={trainer.epochs}",
+            "choose milestones below the number of epochs",
         )
     if not config.backbone.get("name", "given"):
         raise RequestError("backbone.name is empty", "name a network, for example backbone.name=resnet20_cifar10")
@@ -224,6 +243,12 @@ def _idle_keys(config: DictConfig) -> list[tuple[str, bool, str, str]]:
             not validated and not benchmark.get("per_class"),
             "nothing is drawn from the training data",
             f"{validate}, or benchmark.per_class",
+        ),
+        (
+            "data_root",
+            str(benchmark._target_).endswith(".SplitDigits"),
+            "the digits come with scikit-learn",
+            "drop it",
         ),
         (
             "benchmark.root",

@@ -286,7 +286,7 @@ class MultiStep:
     """Drops at given epochs."""
 
     _target_: str = "cl_runner.training.schedules.MultiStep"
-    milestones: list[int] = option([30, 60], low=1)
+    milestones: list[int] = option([10, 15], low=1)
     gamma: float = option(0.1, above=0, high=1)
 
 

@@ -47,7 +47,7 @@ class Cosine(Constant):
 class MultiStep(Constant):
     """lr times gamma at each milestone, counted in epochs of the task."""
 
-    def __init__(self, *, milestones: Sequence[int] = (30, 60), gamma: float = 0.1) -> None:
+    def __init__(self, *, milestones: Sequence[int] = (10, 15), gamma: float = 0.1) -> None:
         self.milestones, self.gamma = list(milestones), gamma
         self._scheduler: Any = None
 
