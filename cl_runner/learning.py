@@ -64,13 +64,7 @@ def learn(
 
     with _quiet_libraries():
         monitor, meter, strategy = assemble(config, stream, recipe, workshop, recorder, evaluator)
-    names = [task.name for task in stream.tasks]
-    labels = _labels(config, stream, experiment)
-    environment = describe(str(device), _seeds(config), list(stream.class_order), bool(config.trainer.deterministic))
-    folder.write_environment(environment | {"class_names": {task.name: task.class_names for task in stream.tasks}})
-    recorder.run_started(_header(config, labels, network, device, stream), names, labels)
-    for warning in network.adapter.warnings:
-        recorder.warning(warning)
+    _announce(config, folder, recorder, experiment, stream, network, device)
 
     scenario = avalanche_benchmark(stream)
     with _quiet_libraries():
@@ -92,6 +86,25 @@ def learn(
         }
     )
     return RunResult(folder.path, summary, _rows(recorder.matrix), _rows([recorder.initial])[0], network)
+
+
+def _announce(
+    config: DictConfig,
+    folder: RunFolder,
+    recorder: Recorder,
+    experiment: str,
+    stream: TaskStream,
+    network: Network,
+    device: torch.device,
+) -> None:
+    """Records what is about to run, on what."""
+    names = [task.name for task in stream.tasks]
+    labels = _labels(config, stream, experiment)
+    environment = describe(str(device), _seeds(config), list(stream.class_order), bool(config.trainer.deterministic))
+    folder.write_environment(environment | {"class_names": {task.name: task.class_names for task in stream.tasks}})
+    recorder.run_started(_header(config, labels, network, device, stream), names, labels)
+    for warning in network.adapter.warnings:
+        recorder.warning(warning)
 
 
 def assemble(

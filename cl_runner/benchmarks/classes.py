@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 
 
-class ClassSplit:
+class ClassSplit(ABC):
     """Cuts a dataset into tasks of disjoint classes; subclasses name the dataset.
 
     Args:
@@ -61,9 +62,9 @@ class ClassSplit:
         self.root = root
         self.augmentation = augmentation
 
+    @abstractmethod
     def source(self, root: Path) -> Source:
         """The dataset, looked for below ``root``."""
-        raise NotImplementedError
 
     def facts(self, data_root: Path) -> Facts:
         """What is known of the dataset without reading its images."""
