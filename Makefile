@@ -21,9 +21,10 @@ lint: $(STAMP)
 # Bytecode is compiled at installation: otherwise the first start compiles for many seconds.
 $(STAMP): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "cl-run needs Python 3.11, 3.12 or 3.13 as python3; or say make PYTHON=/path/to/python"; exit 2; }
+	@echo "installing into $(VENV): about 6 GB, a minute or two"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	UV_COMPILE_BYTECODE=1 $(BIN)/uv pip install --quiet --python $(BIN)/python --editable ".[dev]"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@UV_COMPILE_BYTECODE=1 $(BIN)/uv pip install --quiet --python $(BIN)/python --editable ".[dev]"
 	@$(BIN)/python -m compileall -q cl_runner
 	@touch $(STAMP)
 
