@@ -9,10 +9,12 @@ common=(+experiment=convlora_folder "benchmark.root=$root" "output_root=$output"
 run() { echo "cl-run $*"; cl-run "${common[@]}" "$@"; }
 
 for labels in true false; do
-  for strategy in naive replay ewc lwf joint; do
+  for strategy in naive replay lwf joint; do
     run adapter=none "strategy=$strategy" "benchmark.task_labels=$labels" benchmark.per_class=1000
   done
 done
+run adapter=none strategy=ewc strategy.ewc_lambda=10 benchmark.task_labels=true benchmark.per_class=1000  # 100 diverges
+run adapter=none strategy=ewc strategy.ewc_lambda=100 benchmark.task_labels=false benchmark.per_class=1000
 run strategy=naive benchmark.per_class=1000
 run adapter=none strategy=naive benchmark.task_labels=true
 run strategy=naive
