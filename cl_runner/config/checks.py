@@ -245,12 +245,6 @@ def _idle_keys(config: DictConfig) -> list[tuple[str, bool, str, str]]:
             f"{validate}, or benchmark.per_class",
         ),
         (
-            "data_root",
-            str(benchmark._target_).endswith(".SplitDigits"),
-            "the digits come with scikit-learn",
-            "drop it",
-        ),
-        (
             "benchmark.root",
             str(benchmark._target_).endswith(".SplitDigits"),
             "the digits come with scikit-learn",
