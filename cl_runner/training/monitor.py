@@ -156,8 +156,8 @@ class TrainingMonitor(SupervisedPlugin):
 
     @torch.no_grad()
     def _validate(self, strategy: Any) -> tuple[float | None, float | None]:
-        together = getattr(strategy, "_experiences", None) or [strategy.experience]  # joint training holds them all
-        tasks = range(self.task + 1) if self.revisits else [item.current_experience for item in together]
+        together = [item.current_experience for item in strategy.trained_together]
+        tasks = range(self.task + 1) if self.revisits else together
         parts = [part for part in (self.validation[task] for task in tasks) if part is not None and len(part)]
         if not parts:
             return None, None

@@ -24,8 +24,7 @@ class AdapterPlugin(SupervisedPlugin):
 
     def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
         """The first event of a task, before Avalanche makes loaders and the optimiser."""
-        experiences = getattr(strategy, "_experiences", None) or [strategy.experience]  # joint training holds them all
-        self.network.begin_task([experience.current_experience for experience in experiences])
+        self.network.begin_task([experience.current_experience for experience in strategy.trained_together])
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Counts the steps to come."""

@@ -32,6 +32,11 @@ class LaneMixin:
         self.reset_optimizer = reset_optimizer
 
     @property
+    def trained_together(self) -> list[Any]:
+        """The experiences of this training phase: the current one, or all where a strategy holds the whole stream."""
+        return list(getattr(self, "_experiences", None) or [self.experience])  # type: ignore[attr-defined]
+
+    @property
     def epoch_batches(self) -> int:
         """Batches in an epoch of this task, right also for a loader that a plugin has put here a moment ago."""
         return self.iterations if self.iterations is not None else len(self.dataloader)
