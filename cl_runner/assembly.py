@@ -82,6 +82,7 @@ def build_network(
             f"adapter._target_={config.adapter._target_} is no Adapter", "derive it from cl_runner.adapters.Adapter"
         )
     head = _head_kind(str(wanted["head"]), adapter, stream)
+    rule = _task_inference(adapter, stream)
     if wanted["head_classes"] == "task" and head == "shared":
         raise RequestError("backbone.head_classes=task needs a head per task", "set backbone.head=per_task")
     network = network_class(
@@ -93,6 +94,7 @@ def build_network(
         own_classes=wanted["head_classes"] == "task",
         pretrained=bool(options.get("pretrained")),
         precision=config.trainer.precision,
+        task_inference=rule,
     )
     network.adapter = adapter
     placement = OmegaConf.to_container(config.placement)
@@ -104,22 +106,39 @@ def build_network(
 def _head_kind(wanted: str, adapter: Adapter, stream: TaskStream) -> str:
     per_task = adapter.per_task if wanted == "auto" else wanted == "per_task"
     method = type(adapter).__name__
-    if adapter.per_task and not stream.task_labels:
-        raise RequestError(
-            f"benchmark.task_labels=false: adapter={method.lower()} keeps a set per task and needs to know the task",
-            "set benchmark.task_labels=true, or use adapter=none",
-        )
     if adapter.per_task and not per_task:
         raise RequestError(
             f"backbone.head=shared: adapter={method.lower()} keeps a set per task, which a shared head would undo",
             "use backbone.head=per_task or auto",
         )
-    if per_task and not stream.task_labels:
+    if per_task and not adapter.per_task and not stream.task_labels:
         raise RequestError(
             "backbone.head=per_task needs to know the task, and benchmark.task_labels is false",
-            "use backbone.head=shared, or benchmark.task_labels=true",
+            "use backbone.head=shared, benchmark.task_labels=true, or an adapter with a set per task, which infers it",
         )
     return "per_task" if per_task else "shared"
+
+
+def _task_inference(adapter: Adapter, stream: TaskStream) -> str | None:
+    """The rule by which the network finds the task of a sample; None where it is given, or where nothing depends on it.
+
+    Raises:
+        RequestError: a rule was chosen and there is nothing to infer.
+    """
+    rule = str(getattr(adapter, "task_inference", "auto"))
+    if not adapter.per_task and rule != "auto":
+        raise RequestError(
+            f"adapter.task_inference={rule}: one set serves all tasks, and no task has to be inferred",
+            "drop it, or choose adapter.sharing=per_task",
+        )
+    if adapter.per_task and stream.task_labels and rule not in ("auto", "oracle"):
+        raise RequestError(
+            f"adapter.task_inference={rule}: benchmark.task_labels=true gives the task, and nothing is to be inferred",
+            "set benchmark.task_labels=false, or drop adapter.task_inference",
+        )
+    if stream.task_labels or not adapter.per_task:
+        return None
+    return "max_output" if rule == "auto" else rule
 
 
 def build_strategy(config: DictConfig, stream: TaskStream, network: Network) -> tuple[Strategy, Workshop]:
@@ -150,5 +169,18 @@ def build_strategy(config: DictConfig, stream: TaskStream, network: Network) -> 
             f"{key}: {type(recipe).__name__} has no classifier to validate while it trains",
             "leave trainer.patience empty and choose scheduler=constant, cosine or multistep",
         )
+    _check_mixing(recipe, workshop)
     recipe.check(network.adapter, workshop)
     return recipe, workshop
+
+
+def _check_mixing(recipe: Strategy, workshop: Workshop) -> None:
+    """Refuses several tasks in one batch where the forward pass depends on a task that no label tells."""
+    network = workshop.network
+    if network.per_task and not workshop.task_labels and (recipe.mixes_tasks or recipe.revisits or recipe.whole_stream):
+        raise RequestError(
+            f"benchmark.task_labels=false with adapter={type(network.adapter).__name__.lower()}: "
+            f"{type(recipe).__name__} computes with several tasks at once, and without task labels nothing says which "
+            "task's set a sample of the batch belongs to",
+            "set benchmark.task_labels=true, or strategy=naive, ewc or si",
+        )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import cl_runner
@@ -19,41 +21,55 @@ def main() -> None:
     sys.exit(execute(sys.argv[1:]))
 
 
+@dataclass(frozen=True)
+class _Ended:
+    """How one run ended: its exit code, what was typed for it, and what was said where it went wrong."""
+
+    code: int
+    typed: tuple[str, ...]
+    message: str = ""
+    result: Any = None
+
+
 def execute(arguments: list[str]) -> int:
     """Runs Hydra over the arguments and returns the exit code: of several runs the highest."""
     if arguments == ["--version"]:
         sys.stdout.write(f"cl-run {cl_runner.__version__}\n")
         return DONE
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach the handlers below instead of Hydra's own printer
-    codes: list[int] = []
-    running = False
+    runs: list[_Ended] = []
+    crashed = False
     options = None
 
     def task(config: Any) -> Any:
-        nonlocal running
-        running = True
-        code, result = _run(config)
-        running = False
-        codes.append(code)
-        return result
+        nonlocal crashed
+        try:
+            ended = _run(config)
+        except Exception:
+            crashed = True  # what a run raises is no composition error; the other cells of a sweep still run
+            raise
+        runs.append(ended)
+        return ended.result
 
     try:
         options = _options(arguments)
         _extend_import_path(options.config_dir)
         _hydra_application(task, arguments)
-    except SystemExit as stop:  # Hydra's --help
-        return _status(stop)
+    except SystemExit as stop:  # Hydra's --help, or a sweep whose report could not be made
+        _tell_again(runs)
+        return max([_status(stop), *(ended.code for ended in runs)])
     except KeyboardInterrupt:
         return INTERRUPTED
     except RequestError as error:
         return _refuse(error)
     except Exception as error:
-        if running or options is None:
+        if crashed or options is None:
             raise
         from cl_runner.config.compose import explain
 
         return _refuse(explain(error, options.overrides, options.config_dir))
-    return max(codes, default=DONE)
+    _tell_again(runs)
+    return max((ended.code for ended in runs), default=DONE)
 
 
 def _options(arguments: list[str]) -> argparse.Namespace:
@@ -84,9 +100,10 @@ def _hydra_application(task: Callable[[Any], Any], arguments: list[str]) -> None
     hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="run")(task)()
 
 
-def _run(config: Any) -> tuple[int, Any]:
-    """Runs one composed request: (exit code, its result)."""
+def _run(config: Any) -> _Ended:
+    """Runs one composed request."""
     from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
     from omegaconf import OmegaConf
 
     from cl_runner.config.inherit import shed
@@ -97,21 +114,35 @@ def _run(config: Any) -> tuple[int, Any]:
         str(item) for item in OmegaConf.to_container(settings.overrides.task) or ()
     ]  # unresolved: ${...} as it stood
     for item in settings.overrides.hydra:
-        if str(item).lstrip("+~").startswith(("hydra.run.", "hydra.job.chdir", "hydra.output_subdir")):
-            key = str(item).lstrip("+~").split("=")[0]
-            return _refuse(
-                RequestError(f"{key} has no use here: cl-run names its folders", "set output_root=FOLDER")
-            ), None
+        key = str(item).lstrip("+~").split("=")[0]
+        if key.startswith(("hydra.run.", "hydra.sweep.", "hydra.job.chdir", "hydra.output_subdir")):
+            error = RequestError(f"{key} has no use here: cl-run names its folders", "set output_root=FOLDER")
+            return _Ended(_refuse(error), tuple(typed), error.message)
     experiment = settings.runtime.choices.get("experiment") or "quickstart"
+    in_sweep = settings.mode == RunMode.MULTIRUN
     try:
-        return DONE, run(shed(config, typed), experiment=experiment, overrides=typed)
+        result = run(shed(config, typed), experiment=experiment, overrides=typed, in_sweep=in_sweep)
+        # Hydra keeps what every cell returns until the last one is done, and nobody needs the networks
+        return _Ended(DONE, tuple(typed), result=dataclasses.replace(result, network=None))
     except RequestError as error:
-        return _refuse(error), None
+        return _Ended(_refuse(error), tuple(typed), error.message)
     except RunFailed as failure:
         sys.stderr.write(f"{failure}\n")
         if failure.interrupted:  # a sweep ends with it
             raise KeyboardInterrupt from failure
-        return FAILED, None
+        return _Ended(FAILED, tuple(typed), str(failure))
+
+
+def _tell_again(runs: list[_Ended]) -> None:
+    """Says at the end of a sweep which cells went wrong, for what was said at the time has scrolled past."""
+    wrong = [ended for ended in runs if ended.code != DONE]
+    if len(runs) < 2 or not wrong:
+        return
+    sys.stderr.write(f"cl-run: {len(wrong)} of {len(runs)} cells did not end well\n")
+    everywhere = set.intersection(*(set(ended.typed) for ended in runs))
+    for ended in wrong:
+        cell = " ".join(item for item in ended.typed if item not in everywhere)
+        sys.stderr.write(f"        {cell}: {ended.message.splitlines()[0].removeprefix('cl-run: ')}\n")
 
 
 def _extend_import_path(config_dir: str | None) -> None:

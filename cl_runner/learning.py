@@ -28,7 +28,7 @@ from cl_runner.recording.recorder import Recorder
 from cl_runner.recording.run_folder import RunFolder
 from cl_runner.result import RunResult
 from cl_runner.strategies.strategy import Strategy, Workshop
-from cl_runner.training.account import layer_rows, parameter_row
+from cl_runner.training.account import layer_rows, parameter_row, trainable_parameters
 from cl_runner.training.augment import Augmentation
 from cl_runner.training.lane import Lane
 from cl_runner.training.monitor import AccuracyMeter, Listener, NoMetrics, TrainingMonitor
@@ -73,9 +73,12 @@ def learn(
         for phase in _phases(scenario, recipe):
             tasks_seen = phase[-1].current_experience + 1
             row = _train(strategy, phase, network, monitor)
-            recorder.task_finished(tasks_seen, row, _layers(network, phase))
+            layers = _layers(network, phase)
+            drift = network.adapter.drift()
+            recorder.task_finished(tasks_seen, row | {"drift": drift}, layers)
             if config.evaluate != "last" or tasks_seen == len(stream):
                 _evaluate(strategy, scenario, meter, recorder, config.evaluate, tasks_seen)
+        _rank_curve(strategy, scenario, meter, recorder, network)
 
     rate = monitor.images / monitor.training_seconds if monitor.training_seconds else None
     summary = recorder.run_finished(
@@ -83,6 +86,7 @@ def learn(
             "wall_seconds": time.perf_counter() - started,
             "train_images_per_second": rate,
             "peak_memory_bytes": _peak_memory(device),
+            "drift": drift,
         }
     )
     return RunResult(folder.path, summary, _rows(recorder.matrix), _rows([recorder.initial])[0], network)
@@ -152,16 +156,13 @@ def _phases(scenario: Any, recipe: Strategy) -> list[list[Any]]:
 
 def _train(strategy: Any, phase: list[Any], network: Network, monitor: TrainingMonitor) -> dict[str, Any]:
     """Trains one phase and returns its row of `parameters.csv`."""
-    counted: dict[str, Any] = {}
-    monitor.when_open = lambda: counted.update(parameter_row(network, phase[-1].current_experience + 1))
+    opened: dict[str, Any] = {}
+    monitor.when_open = lambda: opened.update(trainable=trainable_parameters(network))
     started = time.perf_counter()
     strategy.train(phase if len(phase) > 1 else phase[0], eval_streams=[])
-    counted |= {
-        "epochs": monitor.epoch,
-        "best_epoch": monitor.best_epoch,
-        "seconds": time.perf_counter() - started,
-    }
-    return counted
+    seconds = time.perf_counter() - started
+    stored = parameter_row(network, phase[-1].current_experience + 1)
+    return stored | opened | {"epochs": monitor.epoch, "best_epoch": monitor.best_epoch, "seconds": seconds}
 
 
 def _layers(network: Network, phase: list[Any]) -> list[dict[str, Any]]:
@@ -175,10 +176,26 @@ def _evaluate(
     experiences = list(scenario.test_stream)
     wanted = experiences[:tasks_seen] if which == "seen" else experiences
     meter.accuracies.clear()
+    meter.recognised.clear()
     if wanted:
         strategy.eval(wanted)
     row = [meter.accuracies.get(experience.current_experience, math.nan) for experience in experiences]
     recorder.evaluated(tasks_seen, row)
+    if meter.recognised:
+        shares = [meter.recognised.get(experience.current_experience, math.nan) for experience in experiences]
+        recorder.tasks_inferred(tasks_seen, shares)
+
+
+def _rank_curve(strategy: Any, scenario: Any, meter: AccuracyMeter, recorder: Recorder, network: Network) -> None:
+    """Evaluates the trained network with fewer components, at the ranks that were asked for."""
+    experiences = list(scenario.test_stream)
+    for rank in network.adapter.eval_ranks:
+        network.adapter.truncate(rank)
+        meter.accuracies.clear()
+        strategy.eval(experiences)
+        recorder.evaluated_at_rank(rank, [meter.accuracies[item.current_experience] for item in experiences])
+    if network.adapter.eval_ranks:
+        network.adapter.truncate(None)
 
 
 def _seeds(config: DictConfig) -> dict[str, int | None]:

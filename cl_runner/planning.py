@@ -13,7 +13,7 @@ from cl_runner.config.checks import build
 from cl_runner.recording.console import Console
 from cl_runner.recording.run_folder import RunFolder
 from cl_runner.result import RunResult
-from cl_runner.training.account import forward_flops, layer_rows, parameter_row
+from cl_runner.training.account import forward_flops, layer_rows, parameter_row, trainable_parameters
 
 BACKWARD_COST = 2  # a backward pass multiplies twice where the forward multiplies once
 
@@ -34,9 +34,10 @@ def plan(config: DictConfig, folder: RunFolder, console: Console) -> RunResult:
         parameters, layers = [], []
         for tasks in phases:
             network.begin_task(tasks)
-            parameters.append(parameter_row(network, tasks[-1] + 1))
-            layers += [row for task in tasks for row in layer_rows(network, task, with_norms=False)]
+            opened = trainable_parameters(network)
             network.adapter.end_task()
+            parameters.append(parameter_row(network, tasks[-1] + 1) | {"trainable": opened})
+            layers += [row for task in tasks for row in layer_rows(network, task, with_norms=False)]
     folder.write_parameters(parameters)
     folder.write_layers(layers)
     images = _images(config, stream, len(phases), recipe.revisits)

@@ -14,6 +14,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from cl_runner.config.checks import settle
+from cl_runner.config.identity import cell_hash
 from cl_runner.errors import RequestError, shown
 from cl_runner.recording.console import Console
 from cl_runner.recording.events import CsvTracker, EventLog
@@ -30,13 +31,16 @@ class RunFailed(RuntimeError):
         super().__init__(message)
 
 
-def run(config: Any, *, experiment: str = "quickstart", overrides: Sequence[str] = ()) -> RunResult:
+def run(
+    config: Any, *, experiment: str = "quickstart", overrides: Sequence[str] = (), in_sweep: bool = False
+) -> RunResult:
     """Runs a request.
 
     Args:
         config: what `cl_runner.config.compose.compose` gives, or a dict of the same shape.
         experiment: names the run and its folder.
         overrides: what was typed, for `overrides.yaml` and for refusing typed keys that nothing uses.
+        in_sweep: this is a cell of a sweep, whose folder is named by its configuration: done once, it is not run again.
 
     Raises:
         RequestError: the request cannot be met.
@@ -45,6 +49,8 @@ def run(config: Any, *, experiment: str = "quickstart", overrides: Sequence[str]
     settled = settle(config, list(overrides))
     if settled.resume is not None:
         return _resume(settled)
+    if in_sweep and settled.mode == "train":
+        return _run_cell(settled, experiment, list(overrides))
     folder = RunFolder.create(_place(settled, experiment), settled, list(overrides))
     return _execute(settled, folder, experiment)
 
@@ -106,6 +112,31 @@ def _resume(config: DictConfig) -> RunResult:
         ) from error
     folder.restart()
     return _execute(earlier, folder, summary.get("experiment") or path.resolve().parent.name, fresh=False)
+
+
+def _run_cell(config: DictConfig, experiment: str, overrides: list[str]) -> RunResult:
+    """Runs a cell of a sweep in the folder of its own; what an earlier call did not finish starts over there."""
+    path = Path(config.output_root).expanduser() / "sweeps" / experiment / cell_hash(config)
+    folder = RunFolder(path)
+    summary = _summary(path) if folder.done else None
+    if summary is not None:
+        Console(quiet=config.quiet).note(f"{path} is done; skipped")
+        return RunResult(path, summary)
+    begun = (path / "config.yaml").exists()
+    if begun:
+        folder.restart()
+        for name in ("DONE", "config.yaml"):  # written anew: where this attempt runs may differ from where that one did
+            (path / name).unlink(missing_ok=True)
+    return _execute(config, RunFolder.create(path, config, overrides), experiment, fresh=not begun)
+
+
+def _summary(path: Path) -> dict[str, Any] | None:
+    """The summary of a run that is done; None where it cannot be read, so that the run is not done after all."""
+    try:
+        summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return summary if isinstance(summary, dict) and summary.get("status") == "done" else None
 
 
 def _place(config: DictConfig, experiment: str) -> Path:

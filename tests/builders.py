@@ -45,6 +45,7 @@ def network(
     own_classes: bool = False,
     task_labels: bool = True,
     precision: str = "float32",
+    task_inference: str | None = None,
     **options: Any,
 ) -> Network:
     """The backbone above as a `Network`, with ConvLoRA of rank 2 or no adapter."""
@@ -57,6 +58,7 @@ def network(
         head=head,
         own_classes=own_classes,
         precision=precision,
+        task_inference=task_inference,
     )
     net.adapter = ConvLoRA(**{"rank": 2, "base": "frozen"} | options) if adapter == "convlora" else NoAdapter()
     net.adapter.attach(net, placement)
@@ -73,7 +75,7 @@ def learned(**options: Any) -> Network:
             if parameter.requires_grad:
                 parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
         train(net, task, steps=2, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.05))
-        net.adapter.end_task()
+        net.end_task()
     net.zero_grad()
     return net.eval()
 

@@ -164,12 +164,14 @@ def test_layers_whose_weight_is_read_without_a_call_compute_with_the_delta(train
     model = copy.deepcopy(base)
     adapter = ConvLoRA(rank=2, base="frozen")
     adapter.attach(model)
-    assert adapter.adapted_layers() == ["self_attn.out_proj", "linear1", "linear2"]
+    packed = ["self_attn.q", "self_attn.k", "self_attn.v"]
+    assert adapter.adapted_layers() == [*packed, "self_attn.out_proj", "linear1", "linear2"]
     adapter.begin_task(0)
     adapter.activate(0)
     randomise(adapter)
-    for name in adapter.adapted_layers():
+    for name in adapter.adapted_layers()[3:]:
         base.get_submodule(name).weight.data += adapter.delta_weight(name).detach()
+    base.self_attn.in_proj_weight.data += torch.cat([adapter.delta_weight(name).detach() for name in packed])
     x = torch.randn(2, 3, 8)
     with torch.set_grad_enabled(training):
         torch.testing.assert_close(model(x), base(x), rtol=0, atol=1e-5)

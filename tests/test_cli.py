@@ -154,8 +154,8 @@ def test_parts_that_do_not_fit(capsys, mode):
     assert "placement.pattern=nothing_like_it" in message and "block1.conv" in message
     message = refused(capsys, "benchmark.n_tasks=3", *arguments)
     assert "benchmark.n_tasks=3" in message and "10 classes" in message and "1, 2, 5, 10" in message
-    message = refused(capsys, "benchmark.task_labels=false", *arguments)
-    assert "benchmark.task_labels=false" in message and "adapter=none" in message
+    message = refused(capsys, "benchmark.task_labels=false", "strategy=replay", *arguments)
+    assert "benchmark.task_labels=false" in message and "strategy=naive" in message
     message = refused(capsys, "backbone=pytorchcv", "backbone.name=resnet20_cifr10", *arguments)
     assert "backbone.name=resnet20_cifr10" in message and "resnet20_cifar10" in message
     assert not Path("outputs").exists() or not list(Path("outputs").iterdir())

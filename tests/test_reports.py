@@ -57,6 +57,16 @@ def test_runs_that_differ_only_in_their_seed_share_a_row(runs, capsys):
     assert "d left out: its status is failed" in captured.err
 
 
+def test_where_a_run_computed_does_not_set_it_apart(tmp_path, capsys):
+    for seed, device in enumerate(("cpu", "cuda")):
+        config = {"seed": seed, "trainer": {"device": device, "threads": seed + 1, "epochs": 2}}
+        typed = [f"seed={seed}", f"trainer.device={device}", "trainer.epochs=2"]
+        folder = RunFolder.create(tmp_path / device, config, typed)
+        folder.write_summary({**IDENTITY, "adapter": "lora", "status": "done", "seed": seed, "acc": 0.5})
+    (row,) = json.loads(read(capsys, tmp_path, "--format", "json").out)
+    assert row["seeds"] == 2 and "device" not in row["settings"]
+
+
 def test_table(runs, capsys):
     text = read(capsys, runs).out
     assert "\x1b" not in text

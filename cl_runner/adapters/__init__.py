@@ -7,10 +7,18 @@ from typing import Any
 
 _HOMES = {
     "Adapter": "adapter",
+    "CoDyRA": "codyra",
     "ConvLoRA": "convlora",
+    "ConvLoRACP": "convlora_cp",
+    "DCLoRA": "dclora",
+    "DeltaAdapter": "delta_adapter",
+    "DyLoRA": "dylora",
+    "Hybrid": "dclora",
+    "LoRA": "lora",
     "NoAdapter": "none",
     "PerTaskAdapter": "per_task",
     "Placement": "placement",
+    "SenaCNN": "senacnn",
 }
 
 __all__ = sorted(_HOMES)  # noqa: PLE0605

@@ -21,6 +21,7 @@ class LayerReport:
         shape: of its weight.
         rank: the rank that is kept; None for a module trained in full.
         parameters: what the task stores for this layer.
+        delta_norm: ||DeltaW||_F, where only the adapter can still tell it; None: measure `delta_weight`.
     """
 
     name: str
@@ -28,6 +29,7 @@ class LayerReport:
     shape: tuple[int, ...]
     rank: int | None
     parameters: int
+    delta_norm: float | None = None
 
 
 @dataclass(frozen=True)
@@ -48,14 +50,21 @@ class ParameterReport:
 class Adapter(ABC):
     """A way of learning tasks one after another inside a given network.
 
-    The life of an adapter: `attach` once; for every task `begin_task`, then per step `penalty` before the backward
-    pass and `after_step` after the update, then `end_task`; `activate` before anything is computed for a task.
+    The life of an adapter: `attach` once; for every task `begin_task`; `begin_epoch` before every epoch; per step
+    `before_step`, `penalty` before the backward pass and `after_step` after the update; then `end_task`. `activate`
+    comes before anything is computed for a task.
 
     Attributes:
         per_task: whether a set of its own is kept for every task, so that the forward pass needs to know the task.
+        task_inference: how a sample's task is found where a set per task is kept and no labels of tasks are given.
+        eval_ranks: ranks at which the trained network is evaluated once more, for the rank curve.
+        resizes: whether parameters change their shape while they train.
     """
 
     per_task: bool = False
+    task_inference: str = "auto"
+    eval_ranks: Sequence[int] = ()
+    resizes: bool = False
     model: nn.Module
 
     @abstractmethod
@@ -69,6 +78,16 @@ class Adapter(ABC):
     @abstractmethod
     def begin_task(self, tasks: int | Sequence[int]) -> None:
         """Decides what trains from now on; several tasks at once for joint training."""
+
+    def begin_epoch(self, epoch: int) -> list[tuple[nn.Parameter, nn.Parameter]]:
+        """Called before every epoch of a task, from 0; returns (old, new) of every parameter that was replaced.
+
+        The optimiser goes on with the new ones, of which it knows nothing yet.
+        """
+        return []
+
+    def before_step(self, progress: float) -> None:
+        """Acts before the forward pass of a step; ``progress`` is the share of the task's steps done."""
 
     def penalty(self) -> Tensor | None:
         """A term to add to the loss of this step, or None."""
@@ -100,6 +119,17 @@ class Adapter(ABC):
 
     def unmerge(self) -> None:
         """Takes them out again."""
+
+    def truncate(self, rank: int | None) -> None:
+        """Evaluates with the first ``rank`` components of every delta from now on; None: with those configured."""
+
+    def drift(self) -> float | None:
+        """||theta - theta_0||_F over the weights of the adapted layers; None where it is not defined.
+
+        theta_0 are the weights over which the first adapter starts: those at the start where the base is frozen, those
+        after the first task where it is trained there.
+        """
+        return None
 
     def parameter_report(self) -> ParameterReport:
         """What is stored for the tasks seen so far."""

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cl_runner.adapters.factors import Delta, LoRAFactors
+from cl_runner.adapters.layers import Site, full_rank
 from cl_runner.adapters.per_task import PerTaskAdapter
 
 
@@ -26,29 +28,36 @@ class ConvLoRA(PerTaskAdapter):
     setting with per-task state is that of the PeerJ study of low-rank adapters against forgetting.
     """
 
-    def make_delta(self, layer: nn.Module, rank: int, scaling: float) -> nn.Module:
+    def make_delta(self, layer: Site, rank: int, scaling: float) -> Delta:
         """ConvLoRA's factors for a convolution, LoRA's for a linear layer."""
-        return Factors(layer, rank, scaling)
+        if isinstance(layer, nn.Conv2d):
+            return ConvFactors(layer.base_weight, layer.groups, rank, scaling)
+        return LoRAFactors(layer.base_weight, rank, scaling)
 
-    def own_rank(self, layer: nn.Module) -> int:
-        """Rank at which B A reaches full rank: r m = min(c_out / groups * k_h, c_in * k_w)."""
-        rows, inner, columns = factor_shape(layer)
+    def own_rank(self, layer: Site) -> int:
+        """Rank at which B A reaches full rank: r m = min(c_out / groups * k_h, c_in * k_w) on a convolution."""
+        if not isinstance(layer, nn.Conv2d):
+            return full_rank(layer)
+        rows, inner, columns = factor_shape(layer.base_weight.shape, layer.groups)
         return min(rows, columns) // inner
 
 
-class Factors(nn.Module):
-    """The pair A, B of one layer under one task."""
+class ConvFactors(Delta):
+    """The pair A, B of one convolution under one task; see `ConvLoRA` for their shapes."""
 
-    def __init__(self, layer: nn.Module, rank: int, scaling: float) -> None:
+    def __init__(self, weight: Tensor, groups: int, rank: int, scaling: float) -> None:
         super().__init__()
-        weight = layer.weight
-        assert isinstance(weight, Tensor)
-        rows, inner, columns = factor_shape(layer)
+        rows, inner, columns = factor_shape(weight.shape, groups)
         like: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype}
         self.A = nn.Parameter(torch.empty(rank * inner, columns, **like))
         self.B = nn.Parameter(torch.zeros(rows, rank * inner, **like))
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
-        self.shape, self.scaling = weight.shape, scaling
+        self.shape, self.scaling, self.inner = weight.shape, scaling, inner
+
+    @property
+    def rank(self) -> int:
+        """r, of which A has m = min(k_h, k_w) rows each."""
+        return self.A.shape[0] // self.inner
 
     def forward(self) -> Tensor:
         """DeltaW in the shape of the weight."""
@@ -56,10 +65,7 @@ class Factors(nn.Module):
         return delta if self.scaling == 1 else delta * self.scaling
 
 
-def factor_shape(layer: nn.Module) -> tuple[int, int, int]:
-    """(rows of B, rows of A per rank, columns of A)."""
-    if isinstance(layer, nn.Conv2d):
-        height, width = layer.kernel_size
-        return layer.out_channels // layer.groups * height, min(height, width), layer.in_channels * width
-    assert isinstance(layer, nn.Linear)
-    return layer.out_features, 1, layer.in_features
+def factor_shape(shape: torch.Size, groups: int) -> tuple[int, int, int]:
+    """(rows of B, rows of A per rank, columns of A) for a weight (c_out, c_in / groups, k_h, k_w)."""
+    out_channels, group_channels, height, width = shape
+    return out_channels // groups * height, min(height, width), group_channels * groups * width

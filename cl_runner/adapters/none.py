@@ -2,20 +2,51 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from cl_runner.adapters.adapter import Adapter
 from cl_runner.adapters.placement import Placement
+from cl_runner.backbones.network import Network
 
 
 class NoAdapter(Adapter):
     """Every weight trains on every task; what a strategy protects, it protects here."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, Tensor] = {}
+        self._tasks = 0
 
     def attach(self, model: nn.Module, placement: Placement | str = "all") -> None:
         """Leaves the network as it is."""
         self.model = model
 
     def begin_task(self, tasks: int | Sequence[int]) -> None:
-        """Nothing to decide: every weight stays open, and the network opens its heads."""
+        """Every weight stays open; the weights from which the drift counts are kept once."""
+        if not self._first and (self._tasks or getattr(self.model, "pretrained", False)):
+            self._first = {name: weight.detach().cpu().clone() for name, weight in self._weights().items()}
+        self._tasks += 1
+
+    def drift(self) -> float | None:
+        """||theta - theta_0||_F over every weight that an adapter could be placed on."""
+        if not self._first:
+            return 0.0
+        now = self._weights()
+        return math.sqrt(sum(float((now[name].detach().cpu() - old).norm()) ** 2 for name, old in self._first.items()))
+
+    def _weights(self) -> dict[str, Tensor]:
+        root = self.model.backbone if isinstance(self.model, Network) else self.model
+        placed = Placement().candidates(root)
+        owners = {name.rpartition(".")[0] for name in placed}  # of packed projections
+        return {
+            name: weight
+            for name, weight in root.named_parameters()
+            if not weight.is_meta
+            and (name.removesuffix(".weight") in placed or (name.endswith("in_proj_weight") and _owner(name) in owners))
+        }
+
+
+def _owner(name: str) -> str:
+    return name.rpartition(".")[0]

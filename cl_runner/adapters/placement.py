@@ -1,31 +1,56 @@
-"""Which layers of a network get an adapter: by kind, position, name or regular expression."""
+"""Which layers of a network get an adapter: by kind, role, position, name or regular expression."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
+from cl_runner.adapters.layers import PIECES, is_conv1d
+from cl_runner.adapters.roles import is_fused, role_of, tower_of
 from cl_runner.backbones.heads import Head
 from cl_runner.errors import RequestError, nearest
 
-KINDS: dict[str, type[nn.Module]] = {"conv": nn.Conv2d, "linear": nn.Linear}
+TOWERS = ("vision", "text")
 PRESETS: dict[str, dict[str, Any]] = {
     "all": {},
     "convs": {"kinds": ["conv"]},
     "linears": {"kinds": ["linear"]},
     "first_half": {"part": "first_half"},
     "last_half": {"part": "last_half"},
+    "q": {"roles": ["q"]},
+    "k": {"roles": ["k"]},
+    "v": {"roles": ["v"]},
+    "o": {"roles": ["o"]},
+    "kv": {"roles": ["k", "v"]},
+    "qkv": {"roles": ["q", "k", "v"]},
+    "qkvo": {"roles": ["q", "k", "v", "o"]},
+    "mlp_in": {"roles": ["mlp_in"]},
+    "mlp_out": {"roles": ["mlp_out"]},
+    "qkvo_mlp": {"roles": ["q", "k", "v", "o", "mlp_in", "mlp_out"]},
 }
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A layer, or a slice of a packed one, that could be chosen: conv or linear, and its role in a transformer."""
+
+    kind: str
+    role: str | None
 
 
 class Placement:
     """Chooses layers, in the order in which the network defines them.
 
     Args:
-        kinds: conv (Conv2d), linear (Linear) or both.
+        kinds: conv (Conv2d), linear (Linear, transformers' Conv1D, packed attention projections) or both.
+        roles: q, k, v, o, mlp_in, mlp_out of a transformer, told by the layers' names; None: every layer. A fused
+            layer is adapted slice by slice where roles are given and as one layer where they are not; the packed
+            projections of torch's MultiheadAttention always slice by slice.
+        towers: vision, text or both, for a network with two towers.
         part: all of them, the first half or the last half (of n layers the first has n // 2).
         pattern: a regular expression searched in each layer's name.
         names: the layers, by name.
@@ -39,12 +64,15 @@ class Placement:
         self,
         *,
         kinds: Sequence[str] = ("conv", "linear"),
+        roles: Sequence[str] | None = None,
+        towers: Sequence[str] = TOWERS,
         part: str = "all",
         pattern: str | None = None,
         names: Sequence[str] | None = None,
         head: bool = False,
     ) -> None:
         self.kinds, self.part, self.pattern, self.names, self.head = tuple(kinds), part, pattern, names, head
+        self.roles, self.towers = roles, tuple(towers)
 
     @classmethod
     def of(cls, placement: Placement | str) -> Placement:
@@ -55,24 +83,24 @@ class Placement:
             raise RequestError(f"placement={placement} is not known", nearest(placement, tuple(PRESETS)))
         return cls(**PRESETS[placement])
 
-    def candidates(self, model: nn.Module) -> dict[str, nn.Module]:
+    def candidates(self, model: nn.Module) -> dict[str, Candidate]:
         """Every layer that could be chosen, by name; the head under the name of the classifier it replaced."""
-        found: dict[str, nn.Module] = {}
+        found: dict[str, Candidate] = {}
         inside_heads: list[str] = []
         for name, module in model.named_modules():
             if isinstance(module, Head):
                 inside_heads.append(name + ".")
                 if self.head:
-                    found[name] = module
-            elif isinstance(module, nn.Conv2d | nn.Linear) and not name.startswith(tuple(inside_heads)):
-                found[name] = module
+                    found[name] = Candidate(_kind(module.classifier(0)), None)
+            elif not name.startswith(tuple(inside_heads)):
+                found |= self._of_module(name, module)
         return found
 
     def choose(self, model: nn.Module) -> list[str]:
         """Names of the chosen layers."""
         candidates = self.candidates(model)
-        wanted = tuple(KINDS[kind] for kind in self.kinds)
-        chosen = [name for name, module in candidates.items() if isinstance(_layer(module), wanted)]
+        chosen = [name for name, item in candidates.items() if item.kind in self.kinds and self._plays(item)]
+        chosen = self._in_towers(chosen)
         if self.part != "all":
             middle = len(chosen) // 2
             chosen = chosen[:middle] if self.part == "first_half" else chosen[middle:]
@@ -83,32 +111,64 @@ class Placement:
                 raise RequestError(f"placement.pattern={self.pattern} is no regular expression: {error}") from error
             chosen = [name for name in chosen if pattern.search(name)]
         if self.names is not None:
-            for name in self.names:
-                if name not in candidates:
-                    raise RequestError(f"placement.names: there is no layer '{name}'", nearest(name, tuple(candidates)))
-                if name not in chosen:
-                    raise RequestError(
-                        f"placement.names: kinds={list(self.kinds)}, part={self.part} and pattern={self.pattern} "
-                        f"leave layer '{name}' out",
-                        "drop the name, or widen placement.kinds, part or pattern",
-                    )
-            chosen = [name for name in chosen if name in self.names]
+            chosen = self._named(chosen, candidates)
         if not chosen:
             raise RequestError(f"{self._key()} matches no layer", f"candidates: {_listing(candidates)}")
         return chosen
+
+    def _of_module(self, name: str, module: nn.Module) -> dict[str, Candidate]:
+        prefix = f"{name}." if name else ""
+        if isinstance(module, nn.MultiheadAttention):
+            return {prefix + piece: Candidate("linear", piece) for piece in PIECES}
+        if not isinstance(module, nn.Conv2d | nn.Linear) and not is_conv1d(module):
+            return {}
+        if self.roles is not None and not isinstance(module, nn.Conv2d):
+            rows, columns = module.weight.shape  # type: ignore[misc]
+            d_in, d_out = (rows, columns) if is_conv1d(module) else (columns, rows)
+            if is_fused(name, int(d_in), int(d_out)):
+                return {prefix + piece: Candidate("linear", piece) for piece in PIECES}
+        return {name: Candidate(_kind(module), role_of(name))}
+
+    def _plays(self, item: Candidate) -> bool:
+        return self.roles is None or item.role in self.roles
+
+    def _in_towers(self, names: list[str]) -> list[str]:
+        if set(self.towers) == set(TOWERS):
+            return names
+        if len({tower_of(name) for name in names}) < 2:
+            raise RequestError(
+                f"placement.towers={list(self.towers)}: this network does not have a vision and a text tower",
+                "leave placement.towers at [vision, text]",
+            )
+        return [name for name in names if tower_of(name) in self.towers]
+
+    def _named(self, chosen: list[str], candidates: dict[str, Candidate]) -> list[str]:
+        assert self.names is not None
+        for name in self.names:
+            if name not in candidates:
+                raise RequestError(f"placement.names: there is no layer '{name}'", nearest(name, tuple(candidates)))
+            if name not in chosen:
+                raise RequestError(
+                    f"placement.names: kinds={list(self.kinds)}, part={self.part} and pattern={self.pattern} "
+                    f"leave layer '{name}' out",
+                    "drop the name, or widen placement.kinds, part or pattern",
+                )
+        return [name for name in chosen if name in self.names]
 
     def _key(self) -> str:
         if self.pattern is not None:
             return f"placement.pattern={self.pattern}"
         if self.names is not None:
             return f"placement.names={list(self.names)}"
+        if self.roles is not None:
+            return f"placement.roles={list(self.roles)}"
         return f"placement (kinds={list(self.kinds)}, part={self.part})"
 
 
-def _layer(module: nn.Module) -> nn.Module:
-    return module.classifier(0) if isinstance(module, Head) else module
+def _kind(layer: nn.Module) -> str:
+    return "conv" if isinstance(layer, nn.Conv2d) else "linear"
 
 
-def _listing(candidates: dict[str, nn.Module], limit: int = 30) -> str:
+def _listing(candidates: dict[str, Candidate], limit: int = 30) -> str:
     names = list(candidates)
     return ", ".join(names[:limit]) + (f", ... ({len(names)} in all)" if len(names) > limit else "")

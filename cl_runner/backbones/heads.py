@@ -95,6 +95,14 @@ def outputs(classifier: nn.Module) -> int:
     return classifier.out_channels
 
 
+def inputs(classifier: nn.Module) -> int:
+    """Number of features that a classifier takes."""
+    if isinstance(classifier, nn.Linear):
+        return classifier.in_features
+    assert isinstance(classifier, nn.Conv2d)
+    return classifier.in_channels
+
+
 def resized(template: nn.Module, n_classes: int) -> nn.Module:
     """A freshly initialised classifier like the template, with another number of outputs."""
     like = next(template.parameters())

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cl_runner.backbones.heads import Head
+from cl_runner.backbones.heads import Head, inputs
+from cl_runner.backbones.inference import TaskInference
 
 EVERY_CLASS = object()  # stands for a call without task labels: plain logits over all classes
+NO_TASK = -1  # a task that no set belongs to: an adapter activated for it computes with the base
 
 
 class Network(nn.Module):
     """Logits over all classes of the stream, with other tasks' classes masked where the task is known.
+
+    Without task labels, a network with a set per task infers the task of every sample (`task_inference`): while a
+    task is trained the stream itself says which one; from its end on, the set of every task learned so far is a
+    candidate, and the logits are those of the chosen task over its own classes, minus infinity elsewhere.
 
     Args:
         backbone: maps (B, C, H, W) to (B, n_classes); its classifier is replaced by a `Head`.
@@ -26,6 +32,10 @@ class Network(nn.Module):
         own_classes: a per-task head has outputs for its own task's classes only.
         pretrained: whether the backbone's weights were loaded.
         precision: float32, or bfloat16 for autocast; logits are float32 in both.
+        task_inference: the rule of `TaskInference` by which the task is chosen; None: it is given, or does not matter.
+
+    Attributes:
+        inferred: the task (B,) chosen for each sample of the last batch; None where none was chosen.
     """
 
     backbone: nn.Module
@@ -43,6 +53,7 @@ class Network(nn.Module):
         own_classes: bool = False,
         pretrained: bool = False,
         precision: str = "float32",
+        task_inference: str | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -51,6 +62,10 @@ class Network(nn.Module):
         self.pretrained = pretrained
         self.precision = precision
         self.adapter: Any = None
+        self.begun: set[int] = set()
+        self.learning: int | None = None
+        self.active = 0
+        self.inferred: Tensor | None = None
         template = backbone.get_submodule(classifier)
         new_head = Head(template, task_classes if head == "per_task" else None, own_classes)
         self.base_parameters = count(backbone) - count(template)
@@ -60,6 +75,9 @@ class Network(nn.Module):
             masks[task, list(classes)] = False
         self.register_buffer("masked", masks, persistent=False)
         self.register_buffer("anchor", torch.zeros(()), persistent=False)
+        self.inference: TaskInference | None = None
+        if task_inference is not None:
+            self.inference = TaskInference(task_inference, task_classes, new_head.n_classes, inputs(template))
 
     @property
     def head(self) -> Head:
@@ -73,14 +91,38 @@ class Network(nn.Module):
         """Whether the adapter keeps a set for every task, so that the whole forward depends on the task."""
         return bool(self.adapter is not None and self.adapter.per_task)
 
+    @property
+    def task_given(self) -> bool:
+        """Whether the task of what is evaluated is told with `activate`: by labels, or to the oracle."""
+        return self.task_labels or (self.inference is not None and self.inference.rule == "oracle")
+
     def begin_task(self, tasks: Sequence[int]) -> None:
         """Prepares training on the tasks: the adapter's new sets and the heads."""
+        assert self.inference is None or len(tasks) == 1, "without labels, a batch of several tasks has no set"
         if self.adapter is not None:
             self.adapter.begin_task(tasks)
         self.head.begin_task(tasks, isolate=self.per_task)
+        self.begun |= set(tasks)
+        self.learning = tasks[0]
+
+    def end_task(self) -> None:
+        """Closes what was trained; from now on every task begun is a candidate."""
+        if self.adapter is not None:
+            self.adapter.end_task()
+        self.learning = None
+
+    @torch.no_grad()
+    def learn_prototypes(self, batches: Iterable[Sequence[Tensor]]) -> None:
+        """Stores the class means of the task just learned, from its (images, labels, ..) batches."""
+        assert self.inference is not None
+        training = self.training
+        self.eval()
+        self.inference.learn((self._base_features(x), labels) for x, labels, *_ in batches)
+        self.train(training)
 
     def activate(self, task: int) -> None:
         """Switches adapter and head to one task."""
+        self.active = task
         if self.adapter is not None:
             self.adapter.activate(task)
         self.head.activate(task)
@@ -92,7 +134,10 @@ class Network(nn.Module):
             x: images (B, C, H, W).
             task_labels: task of each sample (B,), on the host where possible; an int for all samples; None for a
                 dict of the logits under every task learned so far; left out for plain logits over all classes.
+                Without task labels they are never looked at.
         """
+        if self.inference is not None:
+            return self._inferred(x)
         if not self.task_labels or task_labels is EVERY_CLASS:
             return self._anchored(self._scores(x))
         if task_labels is None:
@@ -111,7 +156,45 @@ class Network(nn.Module):
 
     def known_tasks(self) -> set[int]:
         """Tasks that training has begun on."""
-        return set(range(len(self.masked)))
+        return set(self.begun)
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the head is given under the active task, float32 (B, d); feature maps (B, d, H, W) are averaged."""
+        caught: list[Tensor] = []
+        handle = self.head.register_forward_pre_hook(lambda head, inputs: caught.append(inputs[0]))
+        try:
+            self._scores(x)
+        finally:
+            handle.remove()
+        features = caught[0].float()
+        return features.flatten(2).mean(2) if features.dim() > 2 else features
+
+    def _base_features(self, x: Tensor) -> Tensor:
+        """The features that all tasks share: those of the base, whatever set was active."""
+        self.adapter.activate(NO_TASK)
+        features = self.features(x)
+        self.adapter.activate(self.active)
+        return features
+
+    def _inferred(self, x: Tensor) -> Tensor:
+        assert self.inference is not None
+        self.inferred = None
+        if self.learning is not None:
+            return self.for_task(x, self.learning)
+        if self.inference.rule == "oracle":
+            self.inferred = torch.full((len(x),), self.active, device=x.device)
+            return self.for_task(x, self.active)
+        tasks = sorted(self.known_tasks())
+        if not tasks:  # nothing is learned that could be recognised
+            self.activate(0)
+            return self._anchored(self._scores(x))
+        if self.inference.rule == "prototype":
+            self.inferred = self.inference.from_features(self._base_features(x), tasks)
+            return self._mixed(x, self.inferred, torch.unique(self.inferred).tolist())
+        answers = {task: self.for_task(x, task) for task in tasks}
+        self.inferred = self.inference.from_answers(answers)
+        places = torch.searchsorted(torch.tensor(tasks, device=x.device), self.inferred)
+        return torch.stack(list(answers.values()))[places, torch.arange(len(x), device=x.device)]
 
     def _every_task(self, x: Tensor) -> dict[int, Tensor]:
         tasks = sorted(self.known_tasks())

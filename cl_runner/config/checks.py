@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from cl_runner.config.adapters import PLACED_NOWHERE
 from cl_runner.config.components import COMPONENTS
 from cl_runner.config.options import fits, option, takes
 from cl_runner.config.schema import Placement, Run, Tracking, Trainer
@@ -196,6 +197,8 @@ def _check_together(config: DictConfig) -> None:
     placement = config.placement
     if not placement.kinds:
         raise RequestError("placement.kinds=[] is not possible", "a list of conv, linear or both")
+    if not placement.towers:
+        raise RequestError("placement.towers=[] is not possible", "a list of vision, text or both")
     optimizer = config.optimizer
     if optimizer.get("nesterov") and not optimizer.get("momentum"):
         raise RequestError("optimizer.nesterov=true needs momentum", "set optimizer.momentum above 0, for example 0.9")
@@ -226,9 +229,9 @@ def _idle_keys(config: DictConfig) -> list[tuple[str, bool, str, str]]:
     return [
         (
             "placement",
-            str(config.adapter._target_).endswith(".NoAdapter"),
-            "adapter=none places nothing",
-            "drop it, or choose an adapter",
+            str(config.adapter._target_) in PLACED_NOWHERE,
+            f"adapter={PLACED_NOWHERE.get(str(config.adapter._target_))} places nothing",
+            "drop it, or choose another adapter",
         ),
         (
             "adapter.linear_rank",

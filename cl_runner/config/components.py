@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cl_runner.config.adapters import ADAPTERS
 from cl_runner.config.options import option
 
 # ---------------------------------------------------------------------------------------------- benchmarks
@@ -111,28 +112,6 @@ class TorchVision(Backbone):
 
     _target_: str = "cl_runner.backbones.torchvision.TorchVision"
     stem: str = option("auto", choices=("auto", "original", "small"))
-
-
-# ------------------------------------------------------------------------------------------------ adapters
-
-
-@dataclass
-class NoAdapter:
-    """Everything trains."""
-
-    _target_: str = "cl_runner.adapters.none.NoAdapter"
-
-
-@dataclass
-class ConvLoRA:
-    """Per-task ConvLoRA."""
-
-    _target_: str = "cl_runner.adapters.convlora.ConvLoRA"
-    rank: int = option(4, low=1)
-    linear_rank: int | None = option(None, low=1)
-    alpha: float | None = option(None, above=0)
-    base: str = option("auto", choices=("auto", "frozen", "first_task"))
-    full: list[str] = option([])
 
 
 # ---------------------------------------------------------------------------------------------- strategies
@@ -303,7 +282,7 @@ class Plateau:
 COMPONENTS: dict[str, tuple[type, ...]] = {
     "benchmark": (SplitDigits, SplitMNIST, SplitCIFAR10, SplitCIFAR100, SplitCUB200, SplitFolder),
     "backbone": (SmallCNN, PytorchCV, TorchVision),
-    "adapter": (NoAdapter, ConvLoRA),
+    "adapter": ADAPTERS,
     "strategy": (Naive, Cumulative, Joint, Replay, DER, ICaRL, GEM, AGEM, EWC, LwF, SI),
     "optimizer": (SGD, Adam, AdamW),
     "scheduler": (Constant, Cosine, MultiStep, Plateau),

@@ -50,6 +50,8 @@ def fits(value: Any, given: Any, bounds: Any) -> bool:
         return False
     if "choices" in bounds:
         return value in bounds["choices"]
+    if isinstance(value, str):  # a word where a number would have been possible too
+        return True
     low, high, above, below = (bounds.get(name) for name in ("low", "high", "above", "below"))
     return not (
         (low is not None and value < low)

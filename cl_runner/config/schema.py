@@ -32,6 +32,8 @@ class Placement:
     """Which layers get an adapter (`placement`)."""
 
     kinds: list[str] = option(["conv", "linear"], choices=("conv", "linear"))
+    roles: list[str] | None = option(None, choices=("q", "k", "v", "o", "mlp_in", "mlp_out"))
+    towers: list[str] = option(["vision", "text"], choices=("vision", "text"))
     part: str = option("all", choices=("all", "first_half", "last_half"))
     pattern: str | None = None
     names: list[str] | None = None

@@ -271,12 +271,14 @@ def _rich(
 
 
 def _outcomes(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    recognised = summary.get("task_inference_accuracy")
     return [
         ("accuracy", _percent(summary.get("acc"))),
         ("learning accuracy", _percent(summary.get("learning_accuracy"))),
         ("backward transfer", _points(summary.get("bwt"))),
         ("forward transfer", _points(summary.get("fwt"))),
         ("forgetting", _points(summary.get("forgetting"), sign="")),
+        *([] if recognised is None else [("task recognised", _percent(recognised))]),
     ]
 
 

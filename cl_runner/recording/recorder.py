@@ -53,6 +53,7 @@ class Recorder:
         self._summary: dict[str, Any] = {}
         self._parameters: list[dict[str, Any]] = []
         self._layers: list[dict[str, Any]] = []
+        self._ranks: list[dict[str, Any]] = []
 
     def run_started(
         self, header: Mapping[str, str], tasks: Sequence[str], summary_fields: Mapping[str, Any] | None = None
@@ -138,6 +139,26 @@ class Recorder:
                 self.log("evaluated", after_task=after_task, task=task, accuracy=accuracy)
         self.folder.write_matrix(self.initial.tolist(), self.matrix.tolist(), self._tasks)
         self._console.evaluation(after_task, row.tolist())
+
+    def tasks_inferred(self, after_task: int, shares: Sequence[float | None]) -> None:
+        """Records the shares in [0, 1] of each task's samples whose task was recognised without a label.
+
+        Their mean over all tasks after the last one is the summary's ``task_inference_accuracy``.
+        """
+        for task, share in enumerate(shares, start=1):
+            if share is not None and share == share:  # not NaN
+                self.log("task_inferred", after_task=after_task, task=task, accuracy=share)
+        if after_task == len(self._tasks):
+            values = np.array(shares, dtype=np.float64)
+            self._summary["task_inference_accuracy"] = None if np.isnan(values).any() else float(values.mean())
+
+    def evaluated_at_rank(self, rank: int, accuracies: Sequence[float]) -> None:
+        """Records the accuracies in [0, 1] on all T tasks of the trained network, truncated to ``rank``."""
+        rows = [{"rank": rank, "task": task, "accuracy": value} for task, value in enumerate(accuracies, start=1)]
+        for row in rows:
+            self.log("evaluated_at_rank", **row)
+        self._ranks += rows
+        self.folder.write_rank_curve(self._ranks)
 
     def warning(self, text: str) -> None:
         """Records a warning and shows it on standard error."""

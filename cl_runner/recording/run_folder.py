@@ -29,7 +29,7 @@ SUMMARY_KEYS = (
     "wall_seconds", "train_images_per_second", "peak_memory_bytes",
     "retention", "loss", "drift", "task_inference_accuracy",
 )  # fmt: skip
-_TABLES = ("accuracy_matrix.csv", "parameters.csv", "layers.csv")
+_TABLES = ("accuracy_matrix.csv", "parameters.csv", "layers.csv", "rank_curve.csv")
 _MARKS_OF_A_RUN = ("config.yaml", "events.jsonl", "summary.json", "DONE")
 
 
@@ -99,6 +99,10 @@ class RunFolder:
     def write_layers(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Writes ``layers.csv``, a row a task and adapted layer: the contract's columns, then any other key."""
         self._write("layers.csv", _records(LAYER_COLUMNS, rows))
+
+    def write_rank_curve(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Writes ``rank_curve.csv``: accuracy per task of the trained network truncated to each rank."""
+        self._write("rank_curve.csv", _records(("rank", "task", "accuracy"), rows))
 
     def write_environment(self, environment: Mapping[str, Any]) -> None:
         """Writes ``environment.json``, see :func:`cl_runner.recording.environment.describe`."""

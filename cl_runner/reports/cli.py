@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
-from rich.console import Console
-
 from cl_runner.errors import RequestError
 from cl_runner.reports.collect import Group, find_runs, group_runs
-from cl_runner.reports.tables import as_csv, as_json, as_latex, as_table
+from cl_runner.reports.tables import as_csv, as_json, as_latex, show
 
+PLOT_NAMES = ("pareto", "probe", "ranks")
+SUFFIXES = (".png", ".svg", ".pdf")
 _TEXT = {"csv": as_csv, "json": as_json, "latex": as_latex}
 
 
@@ -29,13 +29,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = _parser().parse_args(argv)
     try:
+        _check(arguments)
         groups = _collected(arguments.paths)
-        if arguments.out is None:
+        form = arguments.format or "table"
+        if arguments.plot is not None:
+            from cl_runner.reports.figures import PLOTS  # imports matplotlib, which takes a second
+
+            for problem in PLOTS[arguments.plot](groups, arguments.out):
+                _warn(f"cl-report: {problem}")
+        elif arguments.out is None:
             if hasattr(sys.stdout, "reconfigure"):
                 sys.stdout.reconfigure(errors="replace")  # a plus-minus sign must not end the command
-            _write(groups, arguments.format, sys.stdout)
+            _write(groups, form, sys.stdout)
         else:
-            _save(groups, arguments.format, arguments.out)
+            _save(groups, form, arguments.out)
     except RequestError as error:
         _warn(f"cl-report: {error}")
         return 2
@@ -49,9 +56,30 @@ def _parser() -> argparse.ArgumentParser:
         prog="cl-report", description="Compares runs and sweeps. Runs that differ only in their seed share a row."
     )
     parser.add_argument("paths", metavar="PATH", nargs="*", type=Path, help="a run folder, or a folder of such folders")
-    parser.add_argument("--format", choices=("table", *_TEXT), default="table", help="default: table")
+    parser.add_argument("--format", choices=("table", *_TEXT), help="default: table")
+    parser.add_argument(
+        "--plot",
+        choices=PLOT_NAMES,
+        help="draw instead: accuracy against growth, stability against plasticity, or accuracy against rank",
+    )
     parser.add_argument("--out", metavar="FILE", type=Path, help="write there instead of to the terminal")
     return parser
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuses options that exclude each other."""
+    if arguments.plot is None:
+        return
+    if arguments.format is not None:
+        raise RequestError(
+            f"--plot {arguments.plot} and --format {arguments.format} exclude each other", "ask for one after the other"
+        )
+    if arguments.out is None:
+        raise RequestError(
+            f"--plot {arguments.plot} needs a file to draw into", f"for example --out {arguments.plot}.png"
+        )
+    if arguments.out.suffix.lower() not in SUFFIXES:
+        raise RequestError(f"--out {arguments.out}: not a picture's name", f"end it with {', '.join(SUFFIXES)}")
 
 
 def _collected(paths: Sequence[Path]) -> list[Group]:
@@ -71,24 +99,11 @@ def _collected(paths: Sequence[Path]) -> list[Group]:
 
 
 def _write(groups: Sequence[Group], form: str, stream: TextIO) -> None:
-    if form != "table":
-        stream.write(_TEXT[form](groups))
-        stream.flush()
+    if form == "table":
+        show(groups, stream)
         return
-    terminal = stream.isatty()
-    console = Console(
-        file=stream,
-        width=None if terminal else 160,
-        force_terminal=terminal,
-        markup=False,
-        highlight=False,
-        emoji=False,
-    )
-    table = as_table(groups)
-    unlimited = console.options.update(max_width=10_000)
-    if console.measure(table, options=unlimited).maximum > console.width:
-        table = as_table(groups, joined=True)
-    console.print(table)
+    stream.write(_TEXT[form](groups))
+    stream.flush()
 
 
 def _save(groups: Sequence[Group], form: str, path: Path) -> None:

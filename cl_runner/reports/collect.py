@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import statistics
@@ -13,9 +14,14 @@ from typing import Any
 
 import yaml
 
+from cl_runner.errors import RequestError
+
 IDENTITY = ("experiment", "benchmark", "backbone", "adapter", "strategy")
 FIGURES = ("acc", "bwt", "forgetting", "parameter_growth", "wall_seconds")
-NOT_SETTINGS = {"seed", "output_root", "quiet", "resume", "checkpoint", "data_root", "tracking", "launcher", "hydra"}
+NOT_SETTINGS = {
+    "seed", "output_root", "quiet", "resume", "checkpoint", "data_root", "tracking", "launcher", "hydra",
+    "trainer.device", "trainer.threads",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,43 @@ class Run:
     settings: dict[str, Any] | None
     written: float
     typed: tuple[str, ...] | None = None
+
+    def setting(self, key: str) -> Any:
+        """Returns the value at a dotted key of the configuration; None where there is none."""
+        return (self.settings or {}).get(key)
+
+    def matrix(self) -> list[list[float | None]]:
+        """Returns the T x T accuracies in [0, 1] of ``accuracy_matrix.csv``, row i after task i; None = not evaluated.
+
+        Raises:
+            RequestError: there is no such file, or it holds something else.
+        """
+        header, *rows = _lines(self.folder / "accuracy_matrix.csv")
+        try:
+            cells = {int(row[0]): [float(cell) if cell else None for cell in row[1:]] for row in rows}
+        except ValueError as error:
+            raise RequestError(f"{self.folder / 'accuracy_matrix.csv'} is damaged: {error}") from error
+        unknown: list[float | None] = [None] * (len(header) - 1)
+        return [cells.get(task, unknown) for task in range(1, len(header))]
+
+    def rank_curve(self) -> dict[float, float]:
+        """Returns the accuracy in [0, 1], mean over the tasks, at every rank of ``rank_curve.csv``.
+
+        Raises:
+            RequestError: there is no such file, or it holds something else.
+        """
+        place = self.folder / "rank_curve.csv"
+        if not place.is_file():
+            raise RequestError(f"{self.folder} has no rank_curve.csv", "only runs evaluated at several ranks have one")
+        header, *rows = _lines(place)
+        at_rank: dict[float, list[float]] = defaultdict(list)
+        try:
+            rank, accuracy = header.index("rank"), header.index("accuracy")
+            for row in rows:
+                at_rank[float(row[rank])].append(float(row[accuracy]))
+        except (ValueError, IndexError) as error:
+            raise RequestError(f"{place} is damaged: {error}") from error
+        return {key: statistics.fmean(at_rank[key]) for key in sorted(at_rank)}
 
 
 @dataclass(frozen=True)
@@ -151,11 +194,23 @@ def _read(folder: Path) -> Run:
     config = yaml.safe_load(config_file.read_text(encoding="utf-8")) if config_file.exists() else None
     settings = None
     if isinstance(config, dict):
-        settings = _flat({key: value for key, value in config.items() if key not in NOT_SETTINGS})
+        settings = {key: value for key, value in _flat(config).items() if not _idle(key)}
     wrong = [key for key in FIGURES if not isinstance(summary.get(key), int | float | None)]
     if wrong:
         raise ValueError(f"summary.json: {wrong[0]} is {summary[wrong[0]]!r}, not a number")
     return Run(folder, summary, settings, place.stat().st_mtime, _typed(folder / "overrides.yaml"))
+
+
+def _lines(place: Path) -> list[list[str]]:
+    """The rows of a CSV file, its header first; no empty ones."""
+    try:
+        with place.open(encoding="utf-8", newline="") as file:
+            rows = [row for row in csv.reader(file) if row]
+    except OSError as error:
+        raise RequestError(f"{place} cannot be read: {(error.strerror or str(error)).lower()}") from error
+    if not rows:
+        raise RequestError(f"{place} is empty")
+    return rows
 
 
 def _typed(place: Path) -> tuple[str, ...] | None:
@@ -169,9 +224,14 @@ def _typed(place: Path) -> tuple[str, ...] | None:
     kept = []
     for item in map(str, typed):
         key = item.lstrip("+~").split("=")[0]
-        if key not in shown and key.split(".")[0] not in NOT_SETTINGS:
+        if key not in shown and not _idle(key):
             kept.append(item)
     return tuple(sorted(kept))
+
+
+def _idle(key: str) -> bool:
+    """Whether a dotted key, or the group it belongs to, does not change a result."""
+    return key in NOT_SETTINGS or key.split(".")[0] in NOT_SETTINGS
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

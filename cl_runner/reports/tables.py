@@ -6,9 +6,10 @@ import csv
 import io
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -41,7 +42,11 @@ def records(groups: Sequence[Group]) -> list[dict[str, Any]]:
 
 def as_csv(groups: Sequence[Group]) -> str:
     """Returns the records as CSV; an empty cell is not applicable."""
-    rows = records(groups)
+    return csv_text(records(groups))
+
+
+def csv_text(rows: Sequence[dict[str, Any]]) -> str:
+    """Returns rows of the same keys as CSV; None is an empty cell."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -95,6 +100,24 @@ def as_table(groups: Sequence[Group], *, joined: bool = False) -> Table:
             *([", ".join(word for word in words if word)] if joined else words), *(cells[name] for name in _FIGURES)
         )
     return table
+
+
+def show(groups: Sequence[Group], stream: TextIO) -> None:
+    """Writes the table of :func:`as_table` to a stream, as wide as its terminal."""
+    terminal = stream.isatty()
+    console = Console(
+        file=stream,
+        width=None if terminal else 160,
+        force_terminal=terminal,
+        markup=False,
+        highlight=False,
+        emoji=False,
+    )
+    table = as_table(groups)
+    unlimited = console.options.update(max_width=10_000)
+    if console.measure(table, options=unlimited).maximum > console.width:
+        table = as_table(groups, joined=True)
+    console.print(table)
 
 
 def _columns(groups: Sequence[Group]) -> list[str]:

@@ -61,13 +61,7 @@ class Features(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The features of a batch."""
-        caught: list[Tensor] = []
-        handle = self.network.head.register_forward_pre_hook(lambda head, inputs: caught.append(inputs[0]))
-        try:
-            self.network(x)
-        finally:
-            handle.remove()
-        return caught[0].float()
+        return self.network.features(x)
 
 
 class OwningSIPlugin(SynapticIntelligencePlugin):

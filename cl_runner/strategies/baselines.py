@@ -17,6 +17,7 @@ class Cumulative(Strategy):
 
     template = "LaneCumulative"
     revisits = True
+    mixes_tasks = True
 
     def check(self, adapter: Adapter, workshop: Workshop) -> None:
         """The batches of the last task hold samples of all."""
@@ -28,6 +29,7 @@ class Joint(Strategy):
 
     template = "LaneJoint"
     whole_stream = True
+    mixes_tasks = True
 
     def check(self, adapter: Adapter, workshop: Workshop) -> None:
         """Every batch holds samples of all tasks."""

@@ -45,6 +45,8 @@ class LwF(Strategy):
         temperature: of its softmax.
     """
 
+    mixes_tasks = True
+
     def __init__(self, *, alpha: float = 1.0, temperature: float = 2.0) -> None:
         self.alpha, self.temperature = alpha, temperature
 

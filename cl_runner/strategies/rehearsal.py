@@ -7,7 +7,6 @@ from typing import Any
 from torch import nn
 
 from cl_runner.adapters.adapter import Adapter
-from cl_runner.adapters.none import NoAdapter
 from cl_runner.errors import RequestError
 from cl_runner.strategies.strategy import Strategy, Workshop, check_batch_holds
 
@@ -19,6 +18,8 @@ class Replay(Strategy):
         mem_size: stored samples in all, shared evenly by the tasks seen.
         batch_size_mem: stored samples in a batch; None: as many as new ones.
     """
+
+    mixes_tasks = True
 
     def __init__(self, *, mem_size: int = 500, batch_size_mem: int | None = None) -> None:
         self.mem_size, self.batch_size_mem = mem_size, batch_size_mem
@@ -38,6 +39,8 @@ class GEM(Strategy):
         memory_strength: gamma of the paper.
     """
 
+    mixes_tasks = True
+
     def __init__(self, *, mem_size: int = 500, memory_strength: float = 0.5) -> None:
         self.mem_size, self.memory_strength = mem_size, memory_strength
 
@@ -55,6 +58,8 @@ class AGEM(Strategy):
         mem_size: stored samples in all; every task keeps mem_size / n_tasks of them.
         sample_size: stored samples whose gradient is the reference of a step.
     """
+
+    mixes_tasks = True
 
     def __init__(self, *, mem_size: int = 500, sample_size: int = 64) -> None:
         self.mem_size, self.sample_size = mem_size, sample_size
@@ -89,6 +94,7 @@ class DER(Strategy):
     """
 
     template = "LaneDER"
+    mixes_tasks = True
 
     def __init__(
         self, *, mem_size: int = 500, batch_size_mem: int | None = None, alpha: float = 0.1, beta: float = 0.5
@@ -117,6 +123,7 @@ class ICaRL(Strategy):
     """
 
     template = "LaneICaRL"
+    mixes_tasks = True
     validates = False
     evaluates_untrained = False
 
@@ -125,10 +132,10 @@ class ICaRL(Strategy):
 
     def check(self, adapter: Adapter, workshop: Workshop) -> None:
         """iCaRL compares class means of one feature extractor."""
-        if not isinstance(adapter, NoAdapter) or workshop.network.head.per_task:
+        if adapter.per_task or workshop.network.head.per_task:
             raise RequestError(
-                "strategy=icarl compares class means in one feature space, and works without an adapter only",
-                "use adapter=none with backbone.head=shared, or strategy=replay",
+                "strategy=icarl compares class means in one feature space, and a set or head per task has many",
+                "use adapter=none or a shared set with backbone.head=shared, or strategy=replay",
             )
         check_batch_holds(2, workshop, "a batch holds new samples and exemplars")
         if not isinstance(workshop.network.head.classifier(0), nn.Linear):

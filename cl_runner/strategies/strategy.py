@@ -65,6 +65,8 @@ class Strategy:
         revisits: trains on the data of all tasks seen so far, and validates on it.
         validates: whether the network answers as a classifier during training, so that a validation split can be used.
         evaluates_untrained: whether it can classify before the first task.
+        mixes_tasks: puts samples of several tasks into a batch, or compares outputs over tasks, so that a network
+            with a set per task needs task labels during training too.
     """
 
     template: str = "LaneStrategy"
@@ -72,6 +74,7 @@ class Strategy:
     revisits: bool = False
     validates: bool = True
     evaluates_untrained: bool = True
+    mixes_tasks: bool = False
 
     def check(self, adapter: Adapter, workshop: Workshop) -> None:
         """Raises RequestError where this strategy cannot work with the adapter, and says why."""

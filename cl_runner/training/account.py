@@ -12,28 +12,35 @@ from cl_runner.backbones.network import Network
 
 
 def parameter_row(network: Network, tasks_seen: int) -> dict[str, Any]:
-    """One row of `parameters.csv`, to be taken while the task's parameters are open.
+    """One row of `parameters.csv`; what is stored is told once a task has ended, what trains while it is open.
 
     stored = base + adapter + normalisation + head, all sets of the tasks seen; growth = stored / base - 1.
     base is the backbone without its original classifier. inference is what one sample needs once the deltas of its
-    task are merged: the base and one head. buffers are running statistics of BatchNorm copies, not in stored.
+    task are merged: the base and one head. buffers are running statistics of BatchNorm copies and, where there are any,
+    the class means by which tasks are told apart; neither is in stored.
     """
     report = network.adapter.parameter_report()
     heads = _head_sizes(network, tasks_seen)
     base = network.base_parameters
+    prototypes = network.inference.stored_numbers(network.known_tasks()) if network.inference is not None else 0
     stored = base + report.adapter + report.normalisation + sum(heads)
     return {
         "task": tasks_seen,
         "base": base,
-        "trainable": sum(item.numel() for item in network.parameters() if item.requires_grad),
+        "trainable": trainable_parameters(network),
         "adapter": report.adapter,
         "normalisation": report.normalisation,
         "head": sum(heads),
         "stored": stored,
         "inference": base + heads[-1],
         "growth": stored / base - 1,
-        "buffers": report.buffers,
+        "buffers": report.buffers + prototypes,
     }
+
+
+def trainable_parameters(network: Network) -> int:
+    """Parameters that train now, to be counted while the task is open."""
+    return sum(item.numel() for item in network.parameters() if item.requires_grad)
 
 
 def layer_rows(network: Network, task: int, *, with_norms: bool = True) -> list[dict[str, Any]]:
@@ -43,8 +50,9 @@ def layer_rows(network: Network, task: int, *, with_norms: bool = True) -> list[
     if with_norms:
         network.activate(task)
     for report in adapter.layer_report(task):
-        measured = with_norms and report.kind != "full"
-        norm = float(adapter.delta_weight(report.name).detach().norm()) if measured else None
+        norm = report.delta_norm
+        if norm is None and with_norms and report.kind != "full":
+            norm = float(adapter.delta_weight(report.name).detach().norm())
         rows.append(
             {
                 "task": task + 1,

@@ -140,6 +140,9 @@ class TrainingMonitor(SupervisedPlugin):
             )
 
     def _judge(self, strategy: Any, loss: float) -> None:
+        sizes = {name: tensor.shape for name, tensor in _moving(strategy.model)} if self.best_weights else {}
+        if sizes != {name: tensor.shape for name, tensor in self.best_weights.items()}:
+            self.best_weights, self.best_loss = {}, math.inf  # the adapter has dropped ranks since: they no longer fit
         if loss < self.best_loss:
             self.best_loss, self.best_epoch = loss, self.epoch
             if self.restore_best:
@@ -180,17 +183,23 @@ class AccuracyMeter(SupervisedPlugin):
     Args:
         masked: (T, n_classes), true where a class is not a candidate of the task.
         task_labels: whether tasks are known at evaluation.
+
+    Attributes:
+        accuracies: share of a task's samples whose class is right, by task.
+        recognised: share of a task's samples whose task was inferred right; only where the network infers tasks.
     """
 
     def __init__(self, masked: Tensor, task_labels: bool) -> None:
         super().__init__()
         self.masked, self.task_labels = masked, task_labels
         self.accuracies: dict[int, float] = {}
+        self.recognised: dict[int, float] = {}
 
     def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Starts counting."""
         self.correct = torch.zeros((), dtype=torch.int64, device=strategy.device)
-        self.total = 0
+        self.own_task = torch.zeros_like(self.correct)
+        self.total = self.inferred = 0
 
     def after_eval_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Counts a batch on the device."""
@@ -200,10 +209,17 @@ class AccuracyMeter(SupervisedPlugin):
             logits = logits.masked_fill(masked[: logits.shape[1]], float("-inf"))
         self.correct += (logits.argmax(1) == strategy.mb_y).sum()
         self.total += len(strategy.mb_y)
+        chosen: Tensor | None = getattr(strategy.model, "inferred", None)
+        if chosen is not None:
+            self.own_task += (chosen == strategy.experience.current_experience).sum()
+            self.inferred += len(chosen)
 
     def after_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Reads the count, once a task."""
-        self.accuracies[strategy.experience.current_experience] = int(self.correct) / self.total
+        """Reads the counts, once a task."""
+        task = strategy.experience.current_experience
+        self.accuracies[task] = int(self.correct) / self.total
+        if self.inferred:
+            self.recognised[task] = int(self.own_task) / self.inferred
 
 
 class NoMetrics(EvaluationPlugin):

@@ -7,10 +7,11 @@ from typing import Any
 from avalanche.training.plugins import SupervisedPlugin
 
 from cl_runner.backbones.network import Network
+from cl_runner.benchmarks.avalanche_view import sample_ids
 
 
 class AdapterPlugin(SupervisedPlugin):
-    """Begin task, penalty, after step, end task, and activation for evaluation.
+    """Begin task, begin epoch, before step, penalty, after step, end task, and activation for evaluation.
 
     It must be the last of the strategy's plugins: methods that look at the network when a task ends (EWC's
     importances, LwF's copy) then still find the task's parameters open.
@@ -30,6 +31,19 @@ class AdapterPlugin(SupervisedPlugin):
         """Counts the steps to come."""
         self.step, self.steps = 0, max(1, strategy.epoch_batches * strategy.train_epochs)
 
+    def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        """Lets the adapter replace what it trains; the optimiser starts over with what is new."""
+        replaced = self.network.adapter.begin_epoch(strategy.clock.train_exp_epochs)
+        new_of = {id(old): new for old, new in replaced}
+        for old, _ in replaced:
+            strategy.optimizer.state.pop(old, None)
+        for group in strategy.optimizer.param_groups if replaced else ():
+            group["params"] = [new_of.get(id(item), item) for item in group["params"]]
+
+    def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        """Lets the adapter act before the forward pass."""
+        self.network.adapter.before_step(self.step / self.steps)
+
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
         """Adds the adapter's penalty."""
         penalty = self.network.adapter.penalty()
@@ -42,10 +56,14 @@ class AdapterPlugin(SupervisedPlugin):
         self.network.adapter.after_step(self.step / self.steps)
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Closes the task."""
-        self.network.adapter.end_task()
+        """Closes the task; where tasks are told apart by class means, they are taken now that it is learned."""
+        self.network.end_task()
+        if self.network.inference is not None and self.network.inference.prototypes is not None:
+            ids = sample_ids(strategy.experience.dataset)
+            assert ids is not None, "training data always comes from the store"
+            self.network.learn_prototypes(strategy.lane.evaluation(ids, strategy.eval_mb_size))
 
     def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Switches to the task that is about to be evaluated, where its identity is known."""
-        if self.network.task_labels:
+        if self.network.task_given:
             self.network.activate(strategy.experience.current_experience)

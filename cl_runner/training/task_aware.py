@@ -15,8 +15,3 @@ class TaskAwareNetwork(Network, MultiTaskModule):
     def forward(self, x: Any, task_labels: Any = EVERY_CLASS) -> Any:
         """Logits; see `Network.forward`."""
         return Network.forward(self, x, task_labels)
-
-    def known_tasks(self) -> set[int]:
-        """Tasks that Avalanche has trained on, kept by its model adaptation."""
-        known: Any = self.known_train_tasks_labels
-        return set(known)

@@ -1,0 +1,88 @@
+"""How a linear layer with a low-rank delta is computed: along two paths, or with merged weights.
+
+Two paths: y = x W^T + (x R^T) L^T. Merged: y = x (W + L R)^T, whose backward pass forms only the gradients of L and R,
+(g^T (x R^T)) and ((g L)^T x), never the full weight gradient g^T x. Both give the same result; the cheaper one depends
+on the number of rows of x, and is chosen by counting.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from cl_runner.adapters.factors import LowRank
+
+TWO_PATH, MERGED, AUTO = "two_path", "merged", "auto"
+ELEMENT_COST = 16  # operations that a core does while it reads, adds and writes one element that is in memory
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, delta: LowRank, compute: str = AUTO) -> Tensor:
+    """x (W + DeltaW)^T + b.
+
+    Args:
+        x: (..., d_in).
+        weight: W, (d_out, d_in).
+        bias: (d_out,) or None.
+        delta: low-rank; its dropout, where it has one, acts on the low-rank path in training.
+        compute: two_path, merged, or auto.
+    """
+    left, right = delta.factors()
+    drops = delta.training and delta.dropout > 0
+    learns = torch.is_grad_enabled() and (left.requires_grad or right.requires_grad)
+    if compute == AUTO:
+        rows = x.numel() // max(1, x.shape[-1])
+        two_path, merged = costs(rows, weight.shape[1], weight.shape[0], right.shape[0], training=learns)
+        compute = TWO_PATH if two_path <= merged else MERGED
+    if drops or compute == TWO_PATH:
+        low = functional.dropout(x, delta.dropout) if drops else x
+        return functional.linear(x, weight, bias) + functional.linear(functional.linear(low, right), left)
+    if not learns or weight.requires_grad:
+        return functional.linear(x, weight + left @ right, bias)
+    if torch.is_autocast_enabled(x.device.type):  # a backward pass runs outside autocast: one type from here on
+        kind = torch.get_autocast_dtype(x.device.type)
+        x, weight, left, right = x.to(kind), weight.to(kind), left.to(kind), right.to(kind)
+        bias = None if bias is None else bias.to(kind)
+    y: Tensor = MergedLinear.apply(x, weight, bias, left, right)  # type: ignore[no-untyped-call]
+    return y
+
+
+def costs(rows: int, d_in: int, d_out: int, rank: int, *, training: bool) -> tuple[float, float]:
+    """Operations beyond those of the layer without a delta: (two paths, merged).
+
+    Two paths multiply 2 n r (d_in + d_out) forwards and twice that backwards, and add n d_out elements. Merged
+    weights multiply 2 r d_in d_out and add d_in d_out elements; their low-rank gradients cost 4 n r (d_in + d_out).
+    """
+    path = 2.0 * rows * rank * (d_in + d_out)
+    two_path = path * (3 if training else 1) + ELEMENT_COST * rows * d_out
+    merged = 2.0 * rank * d_in * d_out + ELEMENT_COST * d_in * d_out + (2 * path if training else 0)
+    return two_path, merged
+
+
+class MergedLinear(torch.autograd.Function):
+    """y = x (W + L R)^T + b over a frozen W, with gradients of x, b, L and R."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+        """Forms W + L R once; the backward pass uses it again for the gradient of x."""
+        merged = torch.addmm(weight, left, right)
+        ctx.save_for_backward(x, merged, left, right)
+        return functional.linear(x, merged, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """dx = g (W + L R); dL = g^T (x R^T); dR = (g L)^T x."""
+        x, merged, left, right = ctx.saved_tensors
+        g, flat = gradient.flatten(0, -2), x.flatten(0, -2)
+        wanted = ctx.needs_input_grad
+        return (
+            gradient @ merged if wanted[0] else None,
+            None,
+            g.sum(0) if wanted[2] else None,
+            g.t() @ (flat @ right.t()) if wanted[3] else None,
+            (g @ left).t() @ flat if wanted[4] else None,
+        )
