@@ -94,9 +94,9 @@ def _options(arguments: list[str]) -> argparse.Namespace:
 def _hydra_application(task: Callable[[Any], Any], arguments: list[str]) -> None:
     import hydra
 
-    from cl_runner.config.compose import config_folder
+    from cl_runner.config.compose import config_folder, opened
 
-    sys.argv = [sys.argv[0], *arguments]
+    sys.argv = [sys.argv[0], *opened(arguments)]
     hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="run")(task)()
 
 

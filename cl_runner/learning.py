@@ -75,7 +75,7 @@ def learn(
             row = _train(strategy, phase, network, monitor)
             layers = _layers(network, phase)
             drift = network.adapter.drift()
-            recorder.task_finished(tasks_seen, row | {"drift": drift}, layers)
+            recorder.task_finished(tasks_seen, row | {"drift": drift} | network.adapter.figures(), layers)
             if config.evaluate != "last" or tasks_seen == len(stream):
                 _evaluate(strategy, scenario, meter, recorder, config.evaluate, tasks_seen)
         _rank_curve(strategy, scenario, meter, recorder, network)
@@ -227,10 +227,13 @@ def _header(
 ) -> dict[str, str]:
     trainer = config.trainer
     known = "task labels" if stream.task_labels else "no task labels"
+    if network.inference is not None:
+        known += f", tasks told apart by {network.inference.rule}"
     length = f"{trainer.iterations} iterations" if trainer.iterations else f"{trainer.epochs} epochs"
     layers = network.adapter.adapted_layers()
     rank = config.adapter.get("rank")
-    adapter = labels["adapter"] + (f", rank {rank} on {len(layers)} layers" if layers else "")
+    size = f"rank {rank} on" if rank is not None else "own weights for"
+    adapter = labels["adapter"] + (f", {size} {len(layers)} layer{'s' * (len(layers) != 1)}" if layers else "")
     optimizer = str(config.optimizer._target_).rpartition(".")[2]
     return {
         "experiment": str(labels["experiment"]),

@@ -81,7 +81,7 @@ def test_help_is_quick_and_lists_groups_and_keys():
     assert took < max(1.0, 4 * hydra_alone)
     shown = run("--help")
     assert shown.returncode == 0 and shown.stderr == ""
-    for word in ("cl-run +experiment=NAME", "adapter: convlora, none", "n_tasks: 5", "mode=plan"):
+    for word in ("cl-run +experiment=NAME", "adapter: codyra, convlora", "n_tasks: 5", "mode=plan"):
         assert word in shown.stdout
     assert not list(Path.cwd().iterdir()), "help writes nothing"
 
@@ -263,7 +263,7 @@ def test_a_run_ends_with_0_and_says_what_was_typed(capsys):
 
 def test_two_values_run_two_cells():
     assert cli.execute(["-m", "seed=0,1", *SMALL, "strategy=naive"]) == 0
-    folders = run_folders("outputs/quickstart")
+    folders = run_folders("outputs/sweeps/quickstart")
     seeds = [yaml.safe_load((folder / "config.yaml").read_text())["seed"] for folder in folders]
     assert sorted(seeds) == [0, 1] and all((folder / "DONE").exists() for folder in folders)
     typed = [yaml.safe_load((folder / "overrides.yaml").read_text())[0] for folder in folders]

@@ -90,7 +90,11 @@ def test_every_file_composes_and_settles(group, name):
     assert OmegaConf.is_readonly(settled) and not OmegaConf.is_missing(settled, "seed")
     plain = OmegaConf.to_container(settled)
     node = OmegaConf.to_container(OmegaConf.load(CONFIGS / group / f"{name}.yaml"))
-    values = {group: node} if group in plain else {key: value for key, value in node.items() if key != "defaults"}
+    values = (
+        {group: node}
+        if group in plain
+        else {key: value for key, value in node.items() if key not in ("defaults", "hydra")}
+    )
     needed = {item.partition("=")[0] for item in NEEDED.get((group, name), [])}
     for outer, inner in values.items():
         for key, value in inner.items() if isinstance(inner, dict) else ():
@@ -204,6 +208,8 @@ def options() -> list[Any]:
 
 def wrong_values(kind: Any, bounds: Any) -> list[Any]:
     """Values of the wrong type, and the nearest ones beyond each bound."""
+    if typing.get_origin(kind) is dict:
+        return ["abc", 3, [1, 2], None]
     parts = typing.get_args(kind) if typing.get_origin(kind) is not list else ()
     empty_allowed = type(None) in parts
     parts = tuple(part for part in parts if part is not type(None)) or (kind,)

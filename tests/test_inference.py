@@ -58,8 +58,8 @@ def test_the_nearest_prototype_by_hand():
     prototypes = torch.tensor([[0.0, 0.0], [4.0, 0.0], [math.nan, math.nan], [0.0, 4.0]])
     features = torch.tensor([[1.0, 1.0], [3.0, 1.0], [1.0, 3.5], [2.0, 0.0]])
     assert nearest_prototype(features, prototypes).tolist() == [0, 1, 3, 0]
-    far = torch.tensor([[1e4, 1e4], [1e4 + 0.5, 1e4]])  # where |a|^2 - 2ab + |b|^2 has lost all digits
-    assert nearest_prototype(far + 0.01, far).tolist() == [0, 1]
+    far = 1e4 + 0.5 * torch.arange(6.0)[:, None] * torch.tensor([1.0, 0.0])  # |a|^2 - 2ab + |b|^2 has lost all digits
+    assert nearest_prototype(far + 0.01, far).tolist() == [0, 1, 2, 3, 4, 5]
 
 
 def test_the_answer_is_the_task_and_only_its_own_classes_count():
@@ -214,11 +214,14 @@ def test_prototypes_come_from_the_base_without_any_tasks_set():
     expected = net.backbone(images())
     prototypes_of(net)
     assert torch.equal(net.backbone(images()), expected), "the set that was active still is"
+    net.backbone.relu3 = nn.Sequential(nn.ReLU(), nn.Dropout(0.5))
     net.train()
+    before = net.inference.prototypes.clone()
     statistics = {name: item.clone() for name, item in net.named_buffers() if "running" in name}
     prototypes_of(net)
     after = dict(net.named_buffers())
     assert net.training and all(torch.equal(item, after[name]) for name, item in statistics.items())
+    assert torch.equal(net.inference.prototypes, before), "taken with dropout"
 
 
 def test_prototypes_are_saved_with_the_weights(tmp_path):

@@ -12,35 +12,41 @@ from avalanche.training.plugins import AGEMPlugin, EWCPlugin, GEMPlugin, LwFPlug
 from runs_helpers import Watch, as_array, network_state, same, small_run, watch_assembly
 from torch.nn import functional
 
+from cl_runner.benchmarks.classes import SplitDigits
 from cl_runner.errors import RequestError
 
 # What must come of each cell: `done`, or words of the reason why it is refused.
 MIXES = "task_labels=false with adapter=convlora: .* several tasks at once"
 OUTCOMES = {
-    # strategy:   none, labels | none, no labels | convlora, labels | convlora, no labels
-    "naive": ("done", "done", "done", "done"),
-    "replay": ("done", "done", "done", MIXES),
-    "ewc": ("done", "done", "done", "done"),
-    "lwf": ("done", "done", "done", MIXES),
-    "si": ("done", "done", "done", "done"),
-    "gem": ("done", "done", "done", MIXES),
-    "agem": ("done", "done", "done", MIXES),
-    "der": ("done", "done", "without task identity", MIXES),
-    "icarl": ("done", "done", "one feature space", MIXES),
-    "cumulative": ("done", "done", "done", MIXES),
-    "joint": ("done", "done", "done", MIXES),
+    # strategy:   convlora, labels | convlora, no labels; without an adapter and with one shared set all are done
+    "naive": ("done", "done"),
+    "replay": ("done", MIXES),
+    "ewc": ("done", "done"),
+    "lwf": ("done", MIXES),
+    "si": ("done", "done"),
+    "gem": ("done", MIXES),
+    "agem": ("done", MIXES),
+    "der": ("without task identity", MIXES),
+    "icarl": ("one feature space", MIXES),
+    "cumulative": ("done", MIXES),
+    "joint": ("done", MIXES),
 }
-COLUMNS = [("none", "true"), ("none", "false"), ("convlora", "true"), ("convlora", "false")]
+KINDS = {
+    "none": ["adapter=none"],
+    "shared": ["adapter=lora", "adapter.sharing=shared"],
+    "convlora": ["adapter=convlora"],
+}
 CELLS = [
-    pytest.param(strategy, adapter, labels, outcome, id=f"{strategy}-{adapter}-{labels}")
+    pytest.param(strategy, kind, labels, outcome, id=f"{strategy}-{kind}-{labels}")
     for strategy, outcomes in OUTCOMES.items()
-    for (adapter, labels), outcome in zip(COLUMNS, outcomes, strict=True)
+    for kind in KINDS
+    for labels, outcome in zip(("true", "false"), outcomes if kind == "convlora" else ("done", "done"), strict=True)
 ]
 
 
-@pytest.mark.parametrize(("strategy", "adapter", "labels", "outcome"), CELLS)
-def test_every_cell_is_a_finished_run_or_a_reason(strategy, adapter, labels, outcome, tmp_path):
-    typed = [f"strategy={strategy}", f"adapter={adapter}", f"benchmark.task_labels={labels}", "benchmark.n_tasks=5"]
+@pytest.mark.parametrize(("strategy", "kind", "labels", "outcome"), CELLS)
+def test_every_cell_is_a_finished_run_or_a_reason(strategy, kind, labels, outcome, tmp_path):
+    typed = [f"strategy={strategy}", *KINDS[kind], f"benchmark.task_labels={labels}", "benchmark.n_tasks=5"]
     if outcome != "done":
         with pytest.raises(RequestError, match=outcome) as caught:
             small_run(tmp_path, *typed)
@@ -298,6 +304,23 @@ def test_memories_hold_normalised_floats_of_the_right_task(tmp_path, monkeypatch
             ids = in_store(made_by.lane.store, x, y)
             assert set(made_by.lane.store.labels[ids].tolist()) <= set(range(5 * task, 5 * task + 5))
             assert len(set(ids)) == 15, "the same image twice"
+
+
+def test_icarl_distils_from_a_network_that_has_the_shared_set(tmp_path, monkeypatch):
+    made = watch_assembly(monkeypatch)
+    typed = ["adapter=lora", "adapter.sharing=shared", "strategy=icarl", "strategy.mem_size=30", "trainer.epochs=2"]
+    result = small_run(tmp_path, *typed)
+    teacher, model = made[0]._criterion.old_model, made[0].model
+    assert teacher is not model and same(network_state(teacher), network_state(model))
+    factors = [item for name, item in teacher.named_parameters() if name.endswith("deltas.shared.B")]
+    assert factors and all(item.abs().max() > 0 for item in factors), "the set learned nothing"
+    x = SplitDigits(n_tasks=2).stream(tmp_path).tasks[1].test[:][0]
+    with torch.no_grad():
+        features = teacher.eval().feature_extractor(x)
+        torch.testing.assert_close(features, result.network.eval().features(x))
+        for factor in factors:
+            factor.zero_()
+        assert not torch.allclose(features, teacher.feature_extractor(x), atol=1e-4)
 
 
 def test_der_stores_the_plain_logits_of_the_end_of_a_task(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.plugins import Plugins
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -95,7 +95,7 @@ def test_the_order_of_keys_says_nothing(order):
     assert cell_hash(shuffled(PLAIN, order)) == cell_hash(PLAIN)
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(st.sampled_from(IDLE), st.none() | st.booleans() | st.integers() | st.text(max_size=5))
 def test_where_a_run_computes_says_nothing(path, value):
     *parents, leaf = path.split(".")
@@ -105,7 +105,7 @@ def test_where_a_run_computes_says_nothing(path, value):
     assert cell_hash(other) == cell_hash(PLAIN)
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(st.dictionaries(st.sampled_from(["seed", "rank", "device", "epochs"]), st.integers(0, 3)), st.data())
 def test_two_requests_share_a_name_only_where_they_are_equal(content, data):
     other = data.draw(st.just(content) | st.fixed_dictionaries({key: st.integers(0, 3) for key in content}))
@@ -275,8 +275,8 @@ def test_networks_of_earlier_cells_are_not_kept(monkeypatch):
         return result
 
     monkeypatch.setattr(learning, "learn", watch)
-    assert cli.execute(["-m", "seed=0,1,2", *QUICK, "quiet=true"]) == 0
-    assert len(alive) == 3
+    assert cli.execute(["-m", "seed=0,1", *QUICK, "quiet=true"]) == 0
+    assert len(alive) == 2
 
 
 def test_cl_run_names_the_folders_of_a_sweep(capsys):
@@ -292,14 +292,15 @@ STUDY = "rank_placement_probe"
 def test_a_study_carries_its_sweep_and_typed_values_win(monkeypatch, learned):
     """Of the cells that Hydra makes of the study and the command line only the first is run here."""
     made = []
-    split = BasicSweeper.split_arguments
+    basic = Plugins.instance().class_name_to_class["hydra._internal.core_plugins.basic_sweeper.BasicSweeper"]
+    split = basic.split_arguments
 
     def first_only(overrides, max_batch_size):
         (batch,) = split(overrides, max_batch_size)
         made[:] = [dict(item.split("=") for item in cell) for cell in batch]
         return [batch[:1]]
 
-    monkeypatch.setattr(BasicSweeper, "split_arguments", staticmethod(first_only))
+    monkeypatch.setattr(basic, "split_arguments", staticmethod(first_only))
     monkeypatch.setattr(learning, "learn", lambda config, *_, **__: learned.append(config) or runner.RunResult("x", {}))
 
     def cells_of_study(*typed):
@@ -319,13 +320,11 @@ def test_a_study_carries_its_sweep_and_typed_values_win(monkeypatch, learned):
 
 
 def test_the_probe_leaves_its_table_and_figure(capsys):
-    typed = ["adapter.rank=1,2", "placement=all,last_half", "seed=0", "trainer.epochs=1", "benchmark.per_class=5"]
+    typed = ["adapter.rank=2", "placement=all,last_half", "seed=0", "trainer.epochs=1", "benchmark.per_class=5"]
     assert cli.execute(["-m", f"+experiment={STUDY}", *typed, "backbone.width=4"]) == 0
     folder = Path("outputs/sweeps") / STUDY
     table = rows(folder / "probe.csv")
-    assert [(row["rank"], row["placement"]) for row in table] == [
-        ("1", "all"), ("1", "last_half"), ("2", "all"), ("2", "last_half")
-    ]  # fmt: skip
+    assert [(row["rank"], row["placement"]) for row in table] == [("2", "all"), ("2", "last_half")]
     for row in table:
         (cell,) = [
             file.parent
@@ -337,5 +336,5 @@ def test_the_probe_leaves_its_table_and_figure(capsys):
         assert (float(row["stability"]), float(row["plasticity"])) == (kept, learned) and first
     assert (folder / "plots" / "probe.png").read_bytes()[:4] == b"\x89PNG"
     shown = capsys.readouterr().out
-    assert "cell 4: adapter.rank=2 placement=last_half" in shown and "task 1" not in shown, "one line a cell"
+    assert "cell 2: placement=last_half" in shown and "task 1" not in shown, "one line a cell"
     assert str(folder / "probe.csv") in shown and str(folder / "plots" / "probe.png") in shown

@@ -11,14 +11,19 @@ _HOMES = {
     "ConvLoRA": "convlora",
     "ConvLoRACP": "convlora_cp",
     "DCLoRA": "dclora",
+    "Delta": "factors",
     "DeltaAdapter": "delta_adapter",
     "DyLoRA": "dylora",
     "Hybrid": "dclora",
     "LoRA": "lora",
+    "LowRank": "factors",
     "NoAdapter": "none",
+    "PEFT": "peft",
     "PerTaskAdapter": "per_task",
     "Placement": "placement",
     "SenaCNN": "senacnn",
+    "load_peft": "interchange",
+    "save_peft": "interchange",
 }
 
 __all__ = sorted(_HOMES)  # noqa: PLE0605

@@ -131,6 +131,10 @@ class Adapter(ABC):
         """
         return None
 
+    def figures(self) -> dict[str, float]:
+        """Further figures of the method after a task, by name; columns of `parameters.csv`."""
+        return {}
+
     def parameter_report(self) -> ParameterReport:
         """What is stored for the tasks seen so far."""
         return ParameterReport()

@@ -51,7 +51,7 @@ class CoDyRA(DeltaAdapter):
         super().__init__(rank=rank, linear_rank=linear_rank, base=base, full=full, sharing=SHARED, compute=compute)
         self.kappa_max, self.dense_fraction, self.threshold = kappa_max, dense_fraction, threshold
         self._closed: dict[int, list[LayerReport]] = {}
-        self._moved: dict[str, Tensor] = {}  # sum of what was merged, on the host, for the drift
+        self._moved: dict[Site, Tensor] = {}  # sum of what was merged, on the host, for the drift
 
     def set_of(self, task: int) -> str:
         """Every phase has a fresh set, so that no strategy takes its parameters for those of an earlier task."""
@@ -87,7 +87,7 @@ class CoDyRA(DeltaAdapter):
                     factors.prune()
             kept = {row.name: row for row in super().layer_report(last)}
             rows = [
-                dataclasses.replace(kept[name], delta_norm=self._absorb(name, site, self.set_of(last)))
+                dataclasses.replace(kept[name], delta_norm=self._absorb(site, self.set_of(last)))
                 for name in self.layers
                 for site in self._sites_named(name)
                 if self.set_of(last) in site.deltas
@@ -95,7 +95,7 @@ class CoDyRA(DeltaAdapter):
             self._closed |= dict.fromkeys(self.open_tasks, rows)
         super().end_task()
 
-    def _absorb(self, name: str, site: Site, which: str) -> float | None:
+    def _absorb(self, site: Site, which: str) -> float | None:
         """Adds a set to the weight itself and drops it; returns ||DeltaW||_F, None without real weights."""
         delta: Tensor = site.deltas[which]().detach()
         site.base_weight.data += delta
@@ -104,7 +104,7 @@ class CoDyRA(DeltaAdapter):
         if delta.is_meta:
             return None
         moved = delta.cpu()
-        self._moved[name] = self._moved[name] + moved if name in self._moved else moved
+        self._moved[site] = self._moved[site] + moved if site in self._moved else moved
         return float(moved.norm())
 
     def drift(self) -> float | None:

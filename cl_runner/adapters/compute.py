@@ -20,7 +20,9 @@ TWO_PATH, MERGED, AUTO = "two_path", "merged", "auto"
 ELEMENT_COST = 16  # operations that a core does while it reads, adds and writes one element that is in memory
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, delta: LowRank, compute: str = AUTO) -> Tensor:
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, delta: LowRank, compute: str = AUTO, transposed: bool = False
+) -> Tensor:
     """x (W + DeltaW)^T + b.
 
     Args:
@@ -29,6 +31,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, delta: LowRank, compu
         bias: (d_out,) or None.
         delta: low-rank; its dropout, where it has one, acts on the low-rank path in training.
         compute: two_path, merged, or auto.
+        transposed: the layer keeps W as (d_in, d_out) and multiplies with that, as Conv1D does; bit for bit the same.
     """
     left, right = delta.factors()
     drops = delta.training and delta.dropout > 0
@@ -39,15 +42,36 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, delta: LowRank, compu
         compute = TWO_PATH if two_path <= merged else MERGED
     if drops or compute == TWO_PATH:
         low = functional.dropout(x, delta.dropout) if drops else x
-        return functional.linear(x, weight, bias) + functional.linear(functional.linear(low, right), left)
+        return plain(x, weight, bias, transposed) + functional.linear(functional.linear(low, right), left)
     if not learns or weight.requires_grad:
-        return functional.linear(x, weight + left @ right, bias)
+        return plain(x, merge(weight, left, right, transposed), bias, transposed)
     if torch.is_autocast_enabled(x.device.type):  # a backward pass runs outside autocast: one type from here on
         kind = torch.get_autocast_dtype(x.device.type)
-        x, weight, left, right = x.to(kind), weight.to(kind), left.to(kind), right.to(kind)
+        x, left, right = x.to(kind), left.to(kind), right.to(kind)
         bias = None if bias is None else bias.to(kind)
-    y: Tensor = MergedLinear.apply(x, weight, bias, left, right)  # type: ignore[no-untyped-call]
+    y: Tensor = MergedLinear.apply(x, weight, bias, left, right, transposed)  # type: ignore[no-untyped-call]
     return y
+
+
+def plain(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
+    """x W^T + b with the operation that the layer without a delta uses, so that DeltaW = 0 changes no bit."""
+    if not transposed:
+        return functional.linear(x, weight, bias)
+    assert bias is not None
+    return torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight.t()).view(*x.shape[:-1], -1)
+
+
+def merge(weight: Tensor, left: Tensor, right: Tensor, transposed: bool) -> Tensor:
+    """W + L R in the memory order of W.
+
+    Where W is more precise than L and R, the sum is formed in W's type and rounded once: a small delta would vanish
+    beside a W that is rounded first.
+    """
+    if transposed:
+        return merge(weight.t(), right.t(), left.t(), False).t()
+    if weight.dtype == left.dtype and not torch.is_autocast_enabled(weight.device.type):
+        return torch.addmm(weight, left, right)
+    return (weight + left @ right).to(left.dtype)
 
 
 def costs(rows: int, d_in: int, d_out: int, rank: int, *, training: bool) -> tuple[float, float]:
@@ -66,18 +90,20 @@ class MergedLinear(torch.autograd.Function):
     """y = x (W + L R)^T + b over a frozen W, with gradients of x, b, L and R."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, left: Tensor, right: Tensor, transposed: bool
+    ) -> Tensor:
         """Forms W + L R once; the backward pass uses it again for the gradient of x."""
-        merged = torch.addmm(weight, left, right)
+        merged = merge(weight, left, right, transposed)
         ctx.save_for_backward(x, merged, left, right)
-        return functional.linear(x, merged, bias)
+        return plain(x, merged, bias, transposed)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """dx = g (W + L R); dL = g^T (x R^T); dR = (g L)^T x."""
         x, merged, left, right = ctx.saved_tensors
-        g, flat = gradient.flatten(0, -2), x.flatten(0, -2)
+        g, flat = gradient.reshape(-1, gradient.shape[-1]), x.reshape(-1, x.shape[-1])
         wanted = ctx.needs_input_grad
         return (
             gradient @ merged if wanted[0] else None,
@@ -85,4 +111,5 @@ class MergedLinear(torch.autograd.Function):
             g.sum(0) if wanted[2] else None,
             g.t() @ (flat @ right.t()) if wanted[3] else None,
             (g @ left).t() @ flat if wanted[4] else None,
+            None,
         )

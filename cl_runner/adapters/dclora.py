@@ -17,19 +17,24 @@ class _Direction:
     """w_prev, all A and B at the end of the task before, and the penalty for turning away from it."""
 
     def __init__(self) -> None:
-        self.previous: dict[str, tuple[Tensor, Tensor]] = {}
+        self.previous: dict[LoRAFactors, tuple[Tensor, Tensor]] = {}
+        self.figures: dict[str, float] = {}
 
     def keep(self, named: Iterator[tuple[str, LoRAFactors]]) -> None:
-        """Freezes copies of the factors."""
-        self.previous = {name: (item.A.detach().clone(), item.B.detach().clone()) for name, item in named}
+        """Freezes copies of the factors, and tells how far they turned in the task that ends."""
+        factors = [item for _, item in named]
+        turned = self.penalty(("", item) for item in factors)
+        if turned is not None and not turned.is_meta:
+            self.figures = {"direction_change": float(turned.detach())}
+        self.previous = {item: (item.A.detach().clone(), item.B.detach().clone()) for item in factors}
 
     def penalty(self, named: Iterator[tuple[str, LoRAFactors]]) -> Tensor | None:
         """1 - cos(w_prev, w_cur) over the components that still exist; None before there is a task before."""
         before: list[Tensor] = []
         now: list[Tensor] = []
-        for name, item in named:
-            if name in self.previous:
-                old_a, old_b = self.previous[name]
+        for _, item in named:
+            if item in self.previous:
+                old_a, old_b = self.previous[item]
                 before += [old_a[: item.rank], old_b[:, : item.rank]]
                 now += [item.A, item.B]
         return direction(before, now) if before else None
@@ -80,6 +85,10 @@ class DCLoRA(LoRA):
         """L_DC."""
         term = self.direction.penalty(_factors(self))
         return None if term is None else self.lambda_dc * term
+
+    def figures(self) -> dict[str, float]:
+        """direction_change: 1 - cos(w_prev, w_cur) at the end of the last task, from its second set on."""
+        return self.direction.figures
 
     def end_task(self) -> None:
         """Keeps the factors as the direction for the next task."""
@@ -143,6 +152,10 @@ class Hybrid(DyLoRA):
             return order
         turned = self.lambda_dc * turned
         return turned if order is None else order + turned
+
+    def figures(self) -> dict[str, float]:
+        """direction_change: 1 - cos(w_prev, w_cur) at the end of the last task, from its second set on."""
+        return self.direction.figures
 
     def end_task(self) -> None:
         """Keeps the factors as the direction for the next task."""

@@ -2,46 +2,36 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from cl_runner.adapters.adapter import Adapter, LayerReport, ParameterReport, as_tasks
+from cl_runner.adapters.adapter import LayerReport, ParameterReport, as_tasks
 from cl_runner.adapters.compute import AUTO, TWO_PATH
 from cl_runner.adapters.factors import Delta
+from cl_runner.adapters.frozen_base import PER_TASK, SHARED, FrozenBase
 from cl_runner.adapters.layers import AdaptedLinear, Site, adapt, adapt_layer, full_rank, is_conv1d, kind_of
 from cl_runner.adapters.placement import Placement
 from cl_runner.adapters.ranks import check_ranks, rank_of
-from cl_runner.adapters.task_sets import CopiedModules, count, full_modules
+from cl_runner.adapters.task_sets import count, full_modules
 from cl_runner.backbones.heads import Head
-from cl_runner.backbones.network import Network
 from cl_runner.errors import RequestError
 
-PER_TASK, SHARED = "per_task", "shared"
+__all__ = ["PER_TASK", "SHARED", "DeltaAdapter"]
 
 
-class DeltaAdapter(Adapter):
-    """Deltas over a base that is frozen once it has been trained.
-
-    With base=frozen the base never trains. With base=first_task it trains in full on the first task (which then needs
-    no deltas), and is frozen from the second on.
-
-    With sharing=per_task every task has a set of its own, with its own copy of every BatchNorm layer and its own head:
-    what a task learned never changes, so that with task labels forgetting is exactly zero. With sharing=shared one set
-    is carried on from task to task; BatchNorm stays in evaluation mode once the base is frozen.
+class DeltaAdapter(FrozenBase):
+    """Deltas over a base that is frozen once it has been trained, as `FrozenBase` says.
 
     Args:
         rank: rank of the deltas.
         linear_rank: rank on linear layers; None: `rank`.
         alpha: the scale's numerator, scaling = alpha / rank; None: alpha = rank.
-        base: frozen, first_task, or auto (frozen where the network says that its weights were loaded).
         full: names of modules trained in full (per task, where sets are). A head always is.
-        sharing: per_task or shared.
         compute: how linear layers compute a low-rank delta: two_path, merged or auto.
-        task_inference: auto, oracle, max_output, entropy or prototype; see `Adapter`.
+        base, sharing, task_inference: see `FrozenBase`.
     """
 
     def __init__(
@@ -56,16 +46,11 @@ class DeltaAdapter(Adapter):
         compute: str = AUTO,
         task_inference: str = "auto",
     ) -> None:
+        super().__init__(base=base, sharing=sharing, task_inference=task_inference)
         self.rank, self.linear_rank, self.alpha = rank, linear_rank, alpha
-        self.base, self.full = base, tuple(full)
-        self.sharing, self.compute, self.task_inference = sharing, compute, task_inference
-        self.per_task = sharing == PER_TASK
+        self.full, self.compute = tuple(full), compute
         self.layers: dict[str, Site | Head] = {}
-        self.base_tasks: tuple[int, ...] = ()
-        self.open_tasks: tuple[int, ...] = ()
-        self.active: int | None = None
-        self._unmerged: dict[str, Tensor] = {}
-        self._notes: list[str] = []
+        self._unmerged: dict[Site, Tensor] = {}
 
     # ------------------------------------------------------------------------------------- for methods
 
@@ -80,10 +65,6 @@ class DeltaAdapter(Adapter):
     def check_layer(self, name: str, layer: Site) -> None:
         """Raises RequestError where the method's form cannot do this layer."""
 
-    def set_of(self, task: int) -> str:
-        """The name of the set that a task uses."""
-        return str(task) if self.per_task else SHARED
-
     def open_deltas(self) -> Iterator[tuple[str, Delta]]:
         """The deltas that train now, with the names of their layers."""
         seen = set()
@@ -95,15 +76,22 @@ class DeltaAdapter(Adapter):
                     assert isinstance(delta, Delta)
                     yield name, delta
 
+    def deltas_of(self, task: int) -> dict[str, tuple[Site, Delta]]:
+        """The sites and deltas of a task's set, by the names of their layers."""
+        found: dict[str, tuple[Site, Delta]] = {}
+        for name in self.layers:
+            site = self._site(name, task)
+            if self.set_of(task) in site.deltas:
+                delta = site.deltas[self.set_of(task)]
+                assert isinstance(delta, Delta)
+                found[name] = (site, delta)
+        return found
+
     # ------------------------------------------------------------------------------------------- life
 
     def attach(self, model: nn.Module, placement: Placement | str = "all") -> None:
         """Adapts the chosen layers and prepares BatchNorm layers and `full` modules."""
-        self.model = model
-        self.root = model.backbone if isinstance(model, Network) else model
-        self.copies = CopiedModules(self.root)
-        if self.base == "auto":
-            self.base = "frozen" if getattr(model, "pretrained", False) else "first_task"
+        self._meet(model)
         names = Placement.of(placement).choose(self.root)
         self.full = tuple(full_modules(self.root, self.full))
         inside = tuple(f"{name}." for name in self.full)
@@ -128,8 +116,7 @@ class DeltaAdapter(Adapter):
         """Opens the sets of these tasks, made here, and closes all others; or opens the base, on the first task."""
         tasks = as_tasks(tasks)
         self.unmerge()
-        if self.base == "first_task" and (not self.base_tasks or set(tasks) <= set(self.base_tasks)):
-            self.base_tasks, self.open_tasks = tasks, ()
+        if self._base_learns(tasks):
             return
         self._freeze()
         self.open_tasks = tasks
@@ -147,11 +134,6 @@ class DeltaAdapter(Adapter):
             for name in self.full:
                 self.root.get_submodule(name).requires_grad_(True)
         self.activate(tasks[-1])
-
-    def end_task(self) -> None:
-        """Closes everything that was open."""
-        self._freeze()
-        self.open_tasks = ()
 
     def activate(self, task: int) -> None:
         """Switches every layer to the task's set, or to the base where it has none; a merged one stays merged."""
@@ -183,23 +165,16 @@ class DeltaAdapter(Adapter):
         for name in self.layers:
             site = self._active_site(name)
             if site.active is not None and site.merged is None:
-                self._unmerged[name] = site.base_weight.detach().clone()
+                self._unmerged[site] = site.base_weight.detach().clone()
                 site.base_weight.data += site.deltas[site.active]().detach()
                 site.merged = site.active
 
     def unmerge(self) -> None:
         """Puts the base's weights back, bit for bit."""
-        for name, weight in self._unmerged.items():
-            for site in self._sites_named(name):
-                if site.merged is not None:
-                    site.base_weight.data.copy_(weight)
-                    site.merged = None
+        for site, weight in self._unmerged.items():
+            site.base_weight.data.copy_(weight)
+            site.merged = None
         self._unmerged.clear()
-
-    def drift(self) -> float | None:
-        """||DeltaW||_F over all adapted layers under the active task: what stands between the weights and the base."""
-        norms = [float(self.delta_weight(name).detach().norm()) for name in self.layers]
-        return math.sqrt(sum(norm**2 for norm in norms))
 
     # ---------------------------------------------------------------------------------------- account
 
@@ -224,11 +199,6 @@ class DeltaAdapter(Adapter):
                 rows.append(LayerReport(name, kind_of(site), shape, rank, count(delta)))
         return rows + list(self.copies.layer_report(task))
 
-    @property
-    def warnings(self) -> list[str]:
-        """Layers whose full rank is below the rank asked for."""
-        return list(self._notes)
-
     # ----------------------------------------------------------------------------------------- inside
 
     def _is_head(self, name: str) -> bool:
@@ -249,10 +219,6 @@ class DeltaAdapter(Adapter):
 
     def _active_site(self, name: str) -> Site:
         return self._site(name, self.active or 0)
-
-    def _freeze(self) -> None:
-        self.root.requires_grad_(False)
-        self.copies.close()
 
     def _check(self, names: list[str]) -> None:
         sites = {name: self._site(name, 0) for name in names}

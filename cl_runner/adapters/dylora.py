@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +81,12 @@ class DyLoRA(LoRA):
             raise RequestError(
                 f"adapter.rank_schedule={list(rank_schedule)} rises", "ranks that were dropped cannot come back"
             )
+        largest = max(rank, linear_rank or 0)
+        if max(self.rank_schedule, default=0) > largest:
+            raise RequestError(
+                f"adapter.rank_schedule={list(rank_schedule)} exceeds the rank that is trained, {largest}",
+                f"at most {largest}, or a higher adapter.rank",
+            )
 
     def make_delta(self, layer: Site, rank: int, scaling: float) -> LoRAFactors:
         """A and B, of which a step may use or train a part."""
@@ -132,6 +139,12 @@ class DyLoRAFactors(LoRAFactors):
     """Factors of which a step may train the last counted component alone."""
 
     last_only = False
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
+        """Takes over the rank of what is loaded, which a schedule may have lowered."""
+        if f"{prefix}A" in state_dict:
+            self.truncate(len(state_dict[f"{prefix}A"]))
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """(L, R); gradients reach component b alone where only the last one is to learn."""

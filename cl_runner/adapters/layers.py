@@ -130,13 +130,16 @@ class Packed(nn.Module):
         """The packed W + DeltaW in the layer's own layout."""
         slices: list[Any] = [self._modules.get(piece) for piece in PIECES]
         deltas = [None if piece is None else piece.current() for piece in slices]
+        own = self._parameters[self.packed_name]
+        assert own is not None
         if all(delta is None for delta in deltas):
-            own = self._parameters[self.packed_name]
-            assert own is not None
             return own
-        rows = self.packed_rows().chunk(3)
-        weight = torch.cat([row if delta is None else row + delta() for row, delta in zip(rows, deltas, strict=True)])
-        return weight.t() if self.packed_transposed else weight
+        side = 1 if self.packed_transposed else 0  # in W's own memory order, so that DeltaW = 0 changes no bit
+        parts = [
+            part if delta is None else part + (delta().t() if side else delta())
+            for part, delta in zip(own.chunk(3, side), deltas, strict=True)
+        ]
+        return torch.cat(parts, side)
 
 
 class SlicedLinear(Packed, nn.Linear):
@@ -171,7 +174,7 @@ def conv1d_classes(kind: type[nn.Module]) -> tuple[type[AdaptedLayer], type[Pack
         def forward(self, x: Tensor) -> Tensor:
             delta = self.current()
             if isinstance(delta, LowRank):
-                return compute.linear(x, self.base_weight, self.bias, delta, self.compute)  # type: ignore[arg-type]
+                return compute.linear(x, self.base_weight, self.bias, delta, self.compute, transposed=True)  # type: ignore[arg-type]
             y: Tensor = super().forward(x)
             return y
 

@@ -15,9 +15,8 @@ from cl_runner.backbones.network import Network
 class NoAdapter(Adapter):
     """Every weight trains on every task; what a strategy protects, it protects here."""
 
-    def __init__(self) -> None:
-        self._first: dict[str, Tensor] = {}
-        self._tasks = 0
+    _first: dict[str, Tensor] | None = None
+    _tasks = 0
 
     def attach(self, model: nn.Module, placement: Placement | str = "all") -> None:
         """Leaves the network as it is."""
@@ -25,13 +24,13 @@ class NoAdapter(Adapter):
 
     def begin_task(self, tasks: int | Sequence[int]) -> None:
         """Every weight stays open; the weights from which the drift counts are kept once."""
-        if not self._first and (self._tasks or getattr(self.model, "pretrained", False)):
+        if self._first is None and (self._tasks or getattr(self.model, "pretrained", False)):
             self._first = {name: weight.detach().cpu().clone() for name, weight in self._weights().items()}
         self._tasks += 1
 
     def drift(self) -> float | None:
         """||theta - theta_0||_F over every weight that an adapter could be placed on."""
-        if not self._first:
+        if self._first is None:
             return 0.0
         now = self._weights()
         return math.sqrt(sum(float((now[name].detach().cpu() - old).norm()) ** 2 for name, old in self._first.items()))

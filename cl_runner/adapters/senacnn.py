@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
@@ -122,13 +123,11 @@ class SenaCNN(Adapter):
         return [name for name, item in self.branches.named.items() if has_weight(item.base)]
 
     def delta_weight(self, layer: str) -> Tensor:
-        """W of the active branch minus W of the base; zero where the task has no branch."""
+        """W of the active branch minus W of the base; zero where the task has no branch; an attention as a vector."""
         copies = self.branches.named.get(layer)
         if copies is None or not has_weight(copies.base):
             raise KeyError(layer)
-        before, now = copies.base.weight, copies.module.weight
-        assert isinstance(before, Tensor) and isinstance(now, Tensor)
-        return now - before
+        return _weight(copies.module) - _weight(copies.base)
 
     def merge(self) -> None:
         """Does nothing: a branch takes the place of the base's layers, there is nothing to add and no cost to save."""
@@ -199,6 +198,13 @@ def has_weight(module: nn.Module) -> bool:
         return True
     weight = getattr(module, "weight", None)
     return isinstance(weight, Tensor) and weight.dim() > 1 and not isinstance(module, NOT_COUNTED)
+
+
+def _weight(layer: nn.Module) -> Tensor:
+    if isinstance(layer, nn.MultiheadAttention):
+        return torch.cat([item.flatten() for item in layer.parameters() if item.dim() > 1])
+    assert isinstance(layer.weight, Tensor)
+    return layer.weight
 
 
 def _units(root: nn.Module) -> dict[str, nn.Module]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from cl_runner.config.options import option
 
@@ -120,5 +121,17 @@ class SenaCNN:
     task_inference: str = option("auto", choices=INFERENCE)
 
 
-ADAPTERS: tuple[type, ...] = (NoAdapter, LoRA, ConvLoRA, ConvLoRACP, DyLoRA, DCLoRA, Hybrid, CoDyRA, SenaCNN)
+@dataclass
+class PEFT:
+    """Any method of the PEFT library."""
+
+    _target_: str = "cl_runner.adapters.peft.PEFT"
+    method: str = "lora"
+    options: dict[str, Any] = option({})
+    sharing: str = option("shared", choices=("shared", "per_task"))
+    base: str = option("auto", choices=("auto", "frozen", "first_task"))
+    task_inference: str = option("auto", choices=INFERENCE)
+
+
+ADAPTERS: tuple[type, ...] = (NoAdapter, LoRA, ConvLoRA, ConvLoRACP, DyLoRA, DCLoRA, Hybrid, CoDyRA, SenaCNN, PEFT)
 PLACED_NOWHERE = {getattr(schema, "_target_"): name for name, schema in (("none", NoAdapter), ("senacnn", SenaCNN))}  # noqa: B009

@@ -11,8 +11,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from cl_runner.config.adapters import PLACED_NOWHERE
 from cl_runner.config.components import COMPONENTS
+from cl_runner.config.idle import idle_keys
 from cl_runner.config.options import fits, option, takes
 from cl_runner.config.schema import Placement, Run, Tracking, Trainer
 from cl_runner.errors import RequestError, nearest, shown
@@ -216,47 +216,6 @@ def _check_typed_keys(config: DictConfig, overrides: list[str]) -> None:
                 f"{name} has no use here: resume={config.resume} goes on with that folder's config.yaml",
                 "drop it, or start a new run without resume",
             )
-        for key, idle, reason, hint in _idle_keys(config):
+        for key, idle, reason, hint in idle_keys(config):
             if idle and (name == key or name.startswith(key + ".")):
                 raise RequestError(f"{name} has no use here: {reason}", hint)
-
-
-def _idle_keys(config: DictConfig) -> list[tuple[str, bool, str, str]]:
-    """Keys that another choice can put out of use: (key, whether it is, why, what would work)."""
-    benchmark, trainer = config.benchmark, config.trainer
-    validated = bool(benchmark.get("validation_fraction"))
-    validate = "set benchmark.validation_fraction=0.1"
-    return [
-        (
-            "placement",
-            str(config.adapter._target_) in PLACED_NOWHERE,
-            f"adapter={PLACED_NOWHERE.get(str(config.adapter._target_))} places nothing",
-            "drop it, or choose another adapter",
-        ),
-        (
-            "adapter.linear_rank",
-            "linear" not in config.placement.kinds,
-            "no linear layer is placed",
-            "choose placement=all or linears",
-        ),
-        ("trainer.epochs", trainer.iterations is not None, "trainer.iterations is set", "give one of the two"),
-        ("trainer.restore_best", not validated, "without a validation split no epoch is the best", validate),
-        (
-            "benchmark.split_seed",
-            not validated and not benchmark.get("per_class"),
-            "nothing is drawn from the training data",
-            f"{validate}, or benchmark.per_class",
-        ),
-        (
-            "benchmark.root",
-            str(benchmark._target_).endswith(".SplitDigits"),
-            "the digits come with scikit-learn",
-            "drop it",
-        ),
-        (
-            "strategy.decay_factor",
-            config.strategy.get("variant") == "separate",
-            "only EWC's online variant decays",
-            "set strategy.variant=online",
-        ),
-    ]

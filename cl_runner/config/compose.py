@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from cl_runner.config.inherit import shed
 from cl_runner.errors import RequestError, nearest, shown
 
+FREE = ("adapter.options.", "adapter.options=")  # a mapping that takes keys which no configuration lists
 SYNTAX = "overrides are written GROUP=NAME or GROUP.KEY=VALUE; see cl-run --help"
 
 
@@ -58,7 +59,12 @@ def _compose(overrides: list[str], config_dir: str | None) -> DictConfig:
     search = [f"hydra.searchpath=['{user_folder(config_dir)}']"] if config_dir is not None else []
     GlobalHydra.instance().clear()
     with initialize_config_dir(version_base="1.3", config_dir=str(config_folder())):
-        return shed(hydra_compose(config_name="run", overrides=[*search, *overrides]), overrides)
+        return shed(hydra_compose(config_name="run", overrides=[*search, *opened(overrides)]), overrides)
+
+
+def opened(overrides: list[str]) -> list[str]:
+    """Overrides as Hydra takes them: a key of a free mapping is added where it is not there yet."""
+    return [f"++{item}" if item.startswith(FREE) else item for item in overrides]
 
 
 def explain(error: Exception, overrides: list[str], config_dir: str | None = None) -> RequestError:

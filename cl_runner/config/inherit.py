@@ -33,7 +33,7 @@ def shed(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
         idle = [key for key in node if known is not None and key not in known and key in others]
         with open_dict(node):
             for key in idle:
-                if f"{group}.{key}" not in typed:
+                if not any(name == f"{group}.{key}" or name.startswith(f"{group}.{key}.") for name in typed):
                     del node[key]
     return config
 

@@ -38,7 +38,7 @@ def option(
 
 def fits(value: Any, given: Any, bounds: Any) -> bool:
     """Whether a typed ``value`` keeps its ``bounds`` and says what was ``given``: 2.5 is not a whole number."""
-    if value is None:
+    if value is None or isinstance(given, dict):  # a mapping is free; the component itself knows its keys
         return True
     if not isinstance(value, (str, int, float)):  # a list
         return all(fits(item, other, bounds) for item, other in zip(value, given, strict=True))
@@ -66,7 +66,9 @@ def takes(kind: Any, bounds: Any) -> str:
     parts = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     empty = ", or null" if types.NoneType in parts else ""
     parts = tuple(part for part in parts if part is not types.NoneType)
-    if typing.get_origin(parts[0]) is list:
+    if typing.get_origin(parts[0]) is dict:
+        words = "keys with values, {KEY: VALUE}"
+    elif typing.get_origin(parts[0]) is list:
         (item,) = typing.get_args(parts[0])
         words = f"a list of {_PLURALS[item]}"
         if "choices" in bounds:

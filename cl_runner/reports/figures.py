@@ -30,7 +30,7 @@ _MOST_LABELS = 6  # more of them cover each other; they become numbers with a ke
 _AROUND = [  # where a label may stand, in points from its own: beside the error bars first, then on and beyond them
     (x * reach, y * reach)
     for reach in (1.0, 2.0, 3.0)
-    for x, y in ((5, 5), (-5, 5), (5, -5), (-5, -5), (9, 0), (-9, 0), (0, 9), (0, -9))
+    for x, y in ((7, 6), (-7, 6), (7, -6), (-7, -6), (9, 0), (-9, 0), (0, 9), (0, -9))
 ]
 _BARS: dict[str, Any] = {"markersize": 7, "elinewidth": 1, "capsize": 2.5, "markeredgecolor": "white"}
 
@@ -82,7 +82,7 @@ def probe(groups: Sequence[Group], path: Path) -> list[str]:
         figure, axes = _axes(
             "plasticity: accuracy on a new task right after it (%)", "stability: accuracy kept on old tasks (%)"
         )
-        series = list(dict.fromkeys(point.series for point in points))
+        series = sorted({point.series for point in points})  # a placement keeps its colour
         for number, name in enumerate(series):
             own = sorted((point for point in points if point.series == name), key=_rank)
             style = {"color": COLOURS[number % len(COLOURS)], "fmt": MARKERS[number % len(MARKERS)]}

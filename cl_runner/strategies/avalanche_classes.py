@@ -48,6 +48,11 @@ class LaneDER(LaneMixin, DER):
 class LaneICaRL(LaneMixin, ICaRL):
     """Avalanche's iCaRL on the lane."""
 
+    def _after_training_exp(self, **kwargs: Any) -> None:
+        """Lets the loss copy its teacher afresh: an adapter's first set has no place in the copy of an earlier task."""
+        self._criterion.old_model = None
+        super()._after_training_exp(**kwargs)
+
 
 class Features(nn.Module):
     """What a network's classifier is given, without taking the network apart.

@@ -1,0 +1,86 @@
+"""Keys that another choice puts out of use: typing one of them is refused, inheriting it is not."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from cl_runner.config.adapters import PLACED_NOWHERE
+
+
+Idle = tuple[str, bool, str, str]
+
+
+def idle_keys(config: DictConfig) -> list[Idle]:
+    """Keys that another choice can put out of use: (key, whether it is, why, what would work)."""
+    return [*_of_adapter(config), *_of_training(config)]
+
+
+def _of_adapter(config: DictConfig) -> list[Idle]:
+    adapter = config.adapter
+    target = str(adapter._target_)
+    return [
+        (
+            "placement",
+            target in PLACED_NOWHERE,
+            f"adapter={PLACED_NOWHERE.get(target)} places nothing",
+            "drop it, or choose another adapter",
+        ),
+        (
+            "adapter.linear_rank",
+            "linear" not in config.placement.kinds,
+            "no linear layer is placed",
+            "choose placement=all or linears",
+        ),
+        (
+            "adapter.lambda_order",
+            adapter.get("training") == "random_rank",
+            "the ordering penalty belongs to adapter.training=ordering",
+            "set adapter.training=ordering",
+        ),
+        (
+            "adapter.update",
+            adapter.get("training") == "ordering",
+            "only the random-rank training draws a component",
+            "set adapter.training=random_rank",
+        ),
+        (
+            "adapter.schedule_from",
+            "rank_schedule" in adapter and not adapter.rank_schedule,
+            "there is no adapter.rank_schedule",
+            "set adapter.rank_schedule, for example [8,4,2]",
+        ),
+        (
+            "adapter.task_inference",
+            adapter.get("sharing") == "shared",
+            "one shared set has no task to infer",
+            "set adapter.sharing=per_task",
+        ),
+    ]
+
+
+def _of_training(config: DictConfig) -> list[Idle]:
+    benchmark, trainer = config.benchmark, config.trainer
+    validated = bool(benchmark.get("validation_fraction"))
+    validate = "set benchmark.validation_fraction=0.1"
+    return [
+        ("trainer.epochs", trainer.iterations is not None, "trainer.iterations is set", "give one of the two"),
+        ("trainer.restore_best", not validated, "without a validation split no epoch is the best", validate),
+        (
+            "benchmark.split_seed",
+            not validated and not benchmark.get("per_class"),
+            "nothing is drawn from the training data",
+            f"{validate}, or benchmark.per_class",
+        ),
+        (
+            "benchmark.root",
+            str(benchmark._target_).endswith(".SplitDigits"),
+            "the digits come with scikit-learn",
+            "drop it",
+        ),
+        (
+            "strategy.decay_factor",
+            config.strategy.get("variant") == "separate",
+            "only EWC's online variant decays",
+            "set strategy.variant=online",
+        ),
+    ]
