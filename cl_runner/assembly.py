@@ -169,6 +169,11 @@ def build_strategy(config: DictConfig, stream: TaskStream, network: Network) -> 
             f"{key}: {type(recipe).__name__} has no classifier to validate while it trains",
             "leave trainer.patience empty and choose scheduler=constant, cosine or multistep",
         )
+    if network.adapter.keeps_last and trainer.patience is not None:
+        raise RequestError(
+            f"trainer.patience={trainer.patience}: {type(network.adapter).__name__} follows a course to the end of a task",
+            "leave trainer.patience empty",
+        )
     _check_mixing(recipe, workshop)
     recipe.check(network.adapter, workshop)
     return recipe, workshop

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+import traceback
+from pathlib import Path
 from typing import Any, NoReturn
 
 import cl_runner
 from cl_runner.errors import RequestError, shown
+from cl_runner.result import Outcome
 
-DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
+DONE, REFUSED, INTERRUPTED = 0, 2, 130
 
 
 def main() -> None:
@@ -21,14 +21,48 @@ def main() -> None:
     sys.exit(execute(sys.argv[1:]))
 
 
-@dataclass(frozen=True)
-class _Ended:
-    """How one run ended: its exit code, what was typed for it, and what was said where it went wrong."""
+class _Door:
+    """What Hydra calls for one run, and what the launcher of a sweep tells how its cells ended.
 
-    code: int
-    typed: tuple[str, ...]
-    message: str = ""
-    result: Any = None
+    Attributes:
+        cells: how each request ended.
+        not_begun: cells of a sweep that ended before their turn.
+        report: what a sweep leaves besides its cells; None where there is no sweep, or nothing to report it.
+        crashed: a run that is no cell raised what is neither a refusal nor a failed run.
+    """
+
+    def __init__(self) -> None:
+        self.cells: list[Outcome] = []
+        self.not_begun = 0
+        self.report: Any = None
+        self.crashed = False
+
+    def __call__(self, config: Any) -> None:
+        """Runs one request in this process."""
+        try:
+            self.cells.append(_run(config))
+        except Exception:
+            self.crashed = True
+            raise
+        if self.cells[-1].code == INTERRUPTED:
+            raise KeyboardInterrupt
+
+    @property
+    def run_cell(self) -> Any:
+        """Runs one cell of a sweep, in whatever process."""
+        return _run_cell
+
+    def finish(self) -> int:
+        """Reports a sweep and returns the exit code: of several cells the highest."""
+        codes = [ended.code for ended in self.cells]
+        if self.report is not None:
+            try:
+                self.report.finish()
+            except RequestError as error:  # a table or a figure cannot be written
+                sys.stderr.write(f"cl-run: the sweep's report: {error.text.removeprefix('cl-run: ')}")
+                codes.append(REFUSED)
+            _tell_again(self.cells, self.not_begun)
+        return max(codes, default=DONE)
 
 
 def execute(arguments: list[str]) -> int:
@@ -37,39 +71,28 @@ def execute(arguments: list[str]) -> int:
         sys.stdout.write(f"cl-run {cl_runner.__version__}\n")
         return DONE
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach the handlers below instead of Hydra's own printer
-    runs: list[_Ended] = []
-    crashed = False
+    door = _Door()
     options = None
-
-    def task(config: Any) -> Any:
-        nonlocal crashed
-        try:
-            ended = _run(config)
-        except Exception:
-            crashed = True  # what a run raises is no composition error; the other cells of a sweep still run
-            raise
-        runs.append(ended)
-        return ended.result
-
     try:
         options = _options(arguments)
         _extend_import_path(options.config_dir)
-        _hydra_application(task, arguments)
-    except SystemExit as stop:  # Hydra's --help, or a sweep whose report could not be made
-        _tell_again(runs)
-        return max([_status(stop), *(ended.code for ended in runs)])
+        _hydra_application(door, arguments)
+    except SystemExit as stop:  # Hydra's --help
+        return _status(stop)
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return max(INTERRUPTED, door.finish())
     except RequestError as error:
         return _refuse(error)
     except Exception as error:
-        if crashed or options is None:
+        if door.crashed or options is None:
+            raise
+        if door.report is not None:  # a sweep was under way: nothing that the user typed did this
+            door.finish()
             raise
         from cl_runner.config.compose import explain
 
         return _refuse(explain(error, options.overrides, options.config_dir))
-    _tell_again(runs)
-    return max((ended.code for ended in runs), default=DONE)
+    return door.finish()
 
 
 def _options(arguments: list[str]) -> argparse.Namespace:
@@ -91,58 +114,83 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
-def _hydra_application(task: Callable[[Any], Any], arguments: list[str]) -> None:
+def _hydra_application(door: _Door, arguments: list[str]) -> None:
     import hydra
 
     from cl_runner.config.compose import config_folder, opened
+    from cl_runner.signals import interruptible
 
     sys.argv = [sys.argv[0], *opened(arguments)]
-    hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="run")(task)()
+    with interruptible():
+        hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="run")(door)()
 
 
-def _run(config: Any) -> _Ended:
+def _run(config: Any) -> Outcome:
     """Runs one composed request."""
     from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-    from omegaconf import OmegaConf
 
     from cl_runner.config.inherit import shed
+    from cl_runner.config.request import Request
     from cl_runner.runner import RunFailed, run
 
-    settings = HydraConfig.get()
-    typed = [
-        str(item) for item in OmegaConf.to_container(settings.overrides.task) or ()
-    ]  # unresolved: ${...} as it stood
-    for item in settings.overrides.hydra:
-        key = str(item).lstrip("+~").split("=")[0]
-        if key.startswith(("hydra.run.", "hydra.sweep.", "hydra.job.chdir", "hydra.output_subdir")):
-            error = RequestError(f"{key} has no use here: cl-run names its folders", "set output_root=FOLDER")
-            return _Ended(_refuse(error), tuple(typed), error.message)
-    experiment = settings.runtime.choices.get("experiment") or "quickstart"
-    in_sweep = settings.mode == RunMode.MULTIRUN
+    request = Request.of(HydraConfig.get())
+    typed, objective = tuple(request.typed), config.get("objective")
     try:
-        result = run(shed(config, typed), experiment=experiment, overrides=typed, in_sweep=in_sweep)
-        # Hydra keeps what every cell returns until the last one is done, and nobody needs the networks
-        return _Ended(DONE, tuple(typed), result=dataclasses.replace(result, network=None))
+        request.check()
+        content = shed(config, request.typed)
+        result = run(content, experiment=request.experiment, overrides=request.typed, in_sweep=request.in_sweep)
     except RequestError as error:
-        return _Ended(_refuse(error), tuple(typed), error.message)
+        _refuse(error)
+        return Outcome("refused", typed, message=error.message)
     except RunFailed as failure:
         sys.stderr.write(f"{failure}\n")
-        if failure.interrupted:  # a sweep ends with it
-            raise KeyboardInterrupt from failure
-        return _Ended(FAILED, tuple(typed), str(failure))
+        return Outcome("interrupted" if failure.interrupted else "failed", typed, message=str(failure))
+    figure = result.summary.get(objective) if objective else None
+    if objective and figure is None and request.in_sweep:
+        sys.stderr.write(f"cl-run: objective={objective} is null in {result.folder}/summary.json\n")
+    return Outcome("done", typed, result.folder, summary=result.summary, objective=figure)
 
 
-def _tell_again(runs: list[_Ended]) -> None:
+def _run_cell(config: Any) -> Outcome | None:
+    """Runs one cell of a sweep, in whatever process; None where it is not to begin any more."""
+    from cl_runner.launchers.ticket import ended, wanted
+
+    _feel_at_home()
+    if not wanted():
+        return None
+    try:
+        outcome = _run(config)
+    except Exception as error:  # a mistake of ours must not hide the other cells
+        traceback.print_exc()
+        outcome = Outcome("failed", message=f"{type(error).__name__}: {error}")
+    ended(outcome.code)
+    return outcome
+
+
+def _feel_at_home() -> None:
+    """Gives a process that a launcher started the working directory and the import path of the command."""
+    from hydra.core.hydra_config import HydraConfig
+
+    runtime = HydraConfig.get().runtime
+    if Path(runtime.cwd).is_dir() and Path.cwd() != Path(runtime.cwd):
+        os.chdir(runtime.cwd)
+    for source in runtime.config_sources:
+        if source.provider == "command-line" and str(Path(source.path)) not in sys.path:
+            _extend_import_path(source.path)
+
+
+def _tell_again(cells: list[Outcome], not_begun: int) -> None:
     """Says at the end of a sweep which cells went wrong, for what was said at the time has scrolled past."""
-    wrong = [ended for ended in runs if ended.code != DONE]
-    if len(runs) < 2 or not wrong:
-        return
-    sys.stderr.write(f"cl-run: {len(wrong)} of {len(runs)} cells did not end well\n")
-    everywhere = set.intersection(*(set(ended.typed) for ended in runs))
-    for ended in wrong:
-        cell = " ".join(item for item in ended.typed if item not in everywhere)
-        sys.stderr.write(f"        {cell}: {ended.message.splitlines()[0].removeprefix('cl-run: ')}\n")
+    wrong = [ended for ended in cells if ended.code != DONE]
+    total = len(cells) + not_begun
+    if total > 1 and wrong:
+        sys.stderr.write(f"cl-run: {len(wrong)} of {total} cells did not end well\n")
+        everywhere = set.intersection(*(set(ended.typed) for ended in cells)) if len(cells) > 1 else set()
+        for ended in wrong:
+            cell = " ".join(item for item in ended.typed if item not in everywhere)
+            sys.stderr.write(f"        {cell}: {ended.error}\n")
+    if not_begun:
+        sys.stderr.write(f"cl-run: {not_begun} of {total} cells were not begun; the same command goes on with them\n")
 
 
 def _extend_import_path(config_dir: str | None) -> None:
@@ -155,9 +203,7 @@ def _extend_import_path(config_dir: str | None) -> None:
 
 
 def _refuse(error: RequestError) -> int:
-    sys.stderr.write(f"cl-run: {error.message}\n")
-    if error.hint:
-        sys.stderr.write(f"        {error.hint}\n")
+    sys.stderr.write(error.text)
     return REFUSED
 
 

@@ -19,6 +19,11 @@ class RequestError(Exception):
         self.hint = hint
         super().__init__(message if hint is None else f"{message}\n{hint}")
 
+    @property
+    def text(self) -> str:
+        """What the command line writes: the name of the command, then message and hint, a line each."""
+        return f"cl-run: {self.message}\n" + (f"        {self.hint}\n" if self.hint else "")
+
 
 def shown(value: object, limit: int = 60) -> str:
     """A value as it would be typed, on one line and cut where it is long."""

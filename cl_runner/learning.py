@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import math
 import resource
@@ -67,9 +68,12 @@ def learn(
     _announce(config, folder, recorder, experiment, stream, network, device)
 
     scenario = avalanche_benchmark(stream)
+    evaluate = functools.partial(
+        _evaluate, strategy, scenario, meter, recorder, config.evaluate, class_names=_class_names(stream)
+    )
     with _quiet_libraries():
         if config.evaluate != "last" and recipe.evaluates_untrained:
-            _evaluate(strategy, scenario, meter, recorder, config.evaluate, 0)
+            evaluate(tasks_seen=0)
         for phase in _phases(scenario, recipe):
             tasks_seen = phase[-1].current_experience + 1
             row = _train(strategy, phase, network, monitor)
@@ -77,7 +81,7 @@ def learn(
             drift = network.adapter.drift()
             recorder.task_finished(tasks_seen, row | {"drift": drift} | network.adapter.figures(), layers)
             if config.evaluate != "last" or tasks_seen == len(stream):
-                _evaluate(strategy, scenario, meter, recorder, config.evaluate, tasks_seen)
+                evaluate(tasks_seen=tasks_seen)
         _rank_curve(strategy, scenario, meter, recorder, network)
 
     rate = monitor.images / monitor.training_seconds if monitor.training_seconds else None
@@ -139,7 +143,7 @@ def assemble(
         validation=[task.validation if recipe.validates else None for task in stream.tasks],
         names=["all tasks" if recipe.whole_stream else task.name for task in stream.tasks],
         patience=config.trainer.patience,
-        restore_best=config.trainer.restore_best,
+        restore_best=config.trainer.restore_best and not network.adapter.keeps_last,
         revisits=recipe.revisits,
     )
     meter = AccuracyMeter(network.masked, stream.task_labels)
@@ -169,18 +173,31 @@ def _layers(network: Network, phase: list[Any]) -> list[dict[str, Any]]:
     return [row for experience in phase for row in layer_rows(network, experience.current_experience)]
 
 
+def _class_names(stream: TaskStream) -> dict[int, str]:
+    return {label: name for task in stream.tasks for label, name in zip(task.classes, task.class_names, strict=True)}
+
+
 def _evaluate(
-    strategy: Any, scenario: Any, meter: AccuracyMeter, recorder: Recorder, which: str, tasks_seen: int
+    strategy: Any,
+    scenario: Any,
+    meter: AccuracyMeter,
+    recorder: Recorder,
+    which: str,
+    *,
+    tasks_seen: int,
+    class_names: dict[int, str],
 ) -> None:
     """Fills row ``tasks_seen`` of the accuracy matrix."""
     experiences = list(scenario.test_stream)
     wanted = experiences[:tasks_seen] if which == "seen" else experiences
     meter.accuracies.clear()
     meter.recognised.clear()
+    meter.by_class.clear()
     if wanted:
         strategy.eval(wanted)
     row = [meter.accuracies.get(experience.current_experience, math.nan) for experience in experiences]
     recorder.evaluated(tasks_seen, row)
+    recorder.classes_evaluated(tasks_seen, meter.by_class, class_names)
     if meter.recognised:
         shares = [meter.recognised.get(experience.current_experience, math.nan) for experience in experiences]
         recorder.tasks_inferred(tasks_seen, shares)

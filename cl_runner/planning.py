@@ -27,7 +27,7 @@ def plan(config: DictConfig, folder: RunFolder, console: Console) -> RunResult:
     stream = build(config.benchmark).outline(data_root(config))
     with torch.device("meta"):
         network = build_network(config, stream, load_weights=False)
-        recipe, _ = build_strategy(config, stream, network)
+        recipe, workshop = build_strategy(config, stream, network)
         flops = forward_flops(network.backbone, stream.image_shape)  # routing by task costs no arithmetic
         order = [task.index for task in stream.tasks]
         phases = [order] if recipe.whole_stream else [[task] for task in order]
@@ -35,7 +35,9 @@ def plan(config: DictConfig, folder: RunFolder, console: Console) -> RunResult:
         for tasks in phases:
             network.begin_task(tasks)
             opened = trainable_parameters(network)
-            network.adapter.end_task()
+            for epoch in range(workshop.epochs):
+                network.adapter.begin_epoch(epoch)  # a rank schedule drops parameters
+            network.end_task()
             parameters.append(parameter_row(network, tasks[-1] + 1) | {"trainable": opened})
             layers += [row for task in tasks for row in layer_rows(network, task, with_norms=False)]
     folder.write_parameters(parameters)

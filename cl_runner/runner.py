@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import signal
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from cl_runner.cells import cell_folder, finished, is_cell, summary_of
 from cl_runner.config.checks import settle
-from cl_runner.config.identity import cell_hash
 from cl_runner.errors import RequestError, shown
 from cl_runner.recording.console import Console
-from cl_runner.recording.events import CsvTracker, EventLog
+from cl_runner.recording.events import CsvTracker, EventLog, Tracker
+from cl_runner.recording.lock import held
 from cl_runner.recording.recorder import Recorder
 from cl_runner.recording.run_folder import RunFolder
+from cl_runner.recording.wandb import WandbTracker, resolved_mode
 from cl_runner.result import RunResult
+from cl_runner.signals import interruptible
 
 
 class RunFailed(RuntimeError):
@@ -49,7 +49,7 @@ def run(
     settled = settle(config, list(overrides))
     if settled.resume is not None:
         return _resume(settled)
-    if in_sweep and settled.mode == "train":
+    if in_sweep and is_cell(settled):
         return _run_cell(settled, experiment, list(overrides))
     folder = RunFolder.create(_place(settled, experiment), settled, list(overrides))
     return _execute(settled, folder, experiment)
@@ -60,13 +60,14 @@ def _execute(config: DictConfig, folder: RunFolder, experiment: str, *, fresh: b
     console = Console(quiet=config.quiet)
     recorder = None
     try:
-        with _interruptible():
+        with interruptible():
             if config.mode == "plan":
                 from cl_runner.planning import plan
 
                 return plan(config, folder, console)
-            trackers = [CsvTracker(folder.path / "metrics.csv")] if config.tracking.csv else []
-            recorder = Recorder(folder, EventLog(folder.path / "events.jsonl"), console, trackers=trackers)
+            trackers = _trackers(config, folder, console, experiment)
+            events, report = EventLog(folder.path / "events.jsonl"), _draw_report if config.report else None
+            recorder = Recorder(folder, events, console, trackers=trackers, report=report)
             from cl_runner.learning import learn  # imports torch and Avalanche, which takes seconds
 
             return learn(config, folder, recorder, experiment)
@@ -91,6 +92,21 @@ def _execute(config: DictConfig, folder: RunFolder, experiment: str, *, fresh: b
         raise RunFailed(f"cl-run: the run failed: {_told(error)}\n        the traceback is in {trace}") from error
 
 
+def _draw_report(folder: Path) -> None:
+    from cl_runner.reports.single import write_report  # imports matplotlib, and only when there is something to draw
+
+    write_report(folder)
+
+
+def _trackers(config: DictConfig, folder: RunFolder, console: Console, experiment: str) -> list[Tracker]:
+    """Who is told about the run besides the event log."""
+    trackers: list[Tracker] = [CsvTracker(folder.path / "metrics.csv")] if config.tracking.csv else []
+    options = config.tracking.get("wandb")
+    if options is not None and resolved_mode(options.mode) != "disabled":
+        trackers.append(WandbTracker(folder.path, options, experiment, console.note))
+    return trackers
+
+
 def _resume(config: DictConfig) -> RunResult:
     """Goes on in a run folder: nothing to do where it is done, from the start where there is no checkpoint."""
     path = Path(config.resume).expanduser()
@@ -99,8 +115,7 @@ def _resume(config: DictConfig) -> RunResult:
             f"resume={path}: this is no run folder, it has no config.yaml", "give a folder below outputs/"
         )
     folder = RunFolder(path)
-    summary_file = path / "summary.json"
-    summary = json.loads(summary_file.read_text()) if summary_file.is_file() else {}
+    summary = summary_of(path)
     if folder.done:
         Console(quiet=config.quiet).note(f"{path} is done; nothing to resume")
         return RunResult(path, summary)
@@ -110,33 +125,25 @@ def _resume(config: DictConfig) -> RunResult:
         raise RequestError(
             f"resume={path}: its config.yaml is damaged: {shown(error, 200)}", "start a new run without resume"
         ) from error
-    folder.restart()
-    return _execute(earlier, folder, summary.get("experiment") or path.resolve().parent.name, fresh=False)
+    with held(path):
+        folder.restart()
+        return _execute(earlier, folder, summary.get("experiment") or path.resolve().parent.name, fresh=False)
 
 
 def _run_cell(config: DictConfig, experiment: str, overrides: list[str]) -> RunResult:
     """Runs a cell of a sweep in the folder of its own; what an earlier call did not finish starts over there."""
-    path = Path(config.output_root).expanduser() / "sweeps" / experiment / cell_hash(config)
-    folder = RunFolder(path)
-    summary = _summary(path) if folder.done else None
-    if summary is not None:
-        Console(quiet=config.quiet).note(f"{path} is done; skipped")
-        return RunResult(path, summary)
-    begun = (path / "config.yaml").exists()
-    if begun:
-        folder.restart()
-        for name in ("DONE", "config.yaml"):  # written anew: where this attempt runs may differ from where that one did
-            (path / name).unlink(missing_ok=True)
-    return _execute(config, RunFolder.create(path, config, overrides), experiment, fresh=not begun)
-
-
-def _summary(path: Path) -> dict[str, Any] | None:
-    """The summary of a run that is done; None where it cannot be read, so that the run is not done after all."""
-    try:
-        summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return summary if isinstance(summary, dict) and summary.get("status") == "done" else None
+    path = cell_folder(config, experiment)
+    with held(path):
+        folder = RunFolder(path)
+        summary = finished(path)
+        if summary is not None:  # by another process, since this sweep was submitted
+            return RunResult(path, summary)
+        begun = (path / "config.yaml").exists()
+        if begun:
+            folder.restart()
+            for name in ("DONE", "config.yaml"):  # written anew: where this attempt runs may be another place
+                (path / name).unlink(missing_ok=True)
+        return _execute(config, RunFolder.create(path, config, overrides), experiment, fresh=not begun)
 
 
 def _place(config: DictConfig, experiment: str) -> Path:
@@ -144,28 +151,16 @@ def _place(config: DictConfig, experiment: str) -> Path:
     parent = Path(config.output_root).expanduser() / experiment
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
     path, attempt = parent / stamp, 1
-    while path.exists():
-        attempt += 1
-        path = parent / f"{stamp}_{attempt}"
-    return path
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Lets SIGTERM end a run as Ctrl-C does."""
-
-    def stop(signum: int, frame: Any) -> None:
-        raise KeyboardInterrupt(signal.Signals(signum).name)
-
-    try:
-        previous = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not in the main thread, where signals are not ours to handle
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    while True:
+        try:
+            path.mkdir(parents=True)  # of two runs that begin in the same second only one makes it
+        except FileExistsError:
+            attempt += 1
+            path = parent / f"{stamp}_{attempt}"
+            continue
+        except OSError:  # told where the folder is filled
+            return path
+        return path
 
 
 def _told(error: BaseException) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from cl_runner.adapters import ConvLoRA, ConvLoRACP, DCLoRA, CoDyRA, DyLoRA, Hybrid, LoRA, Placement
+from cl_runner.adapters import CoDyRA, ConvLoRA, ConvLoRACP, DCLoRA, DyLoRA, Hybrid, LoRA, Placement
 
 RANK, ALPHA = 2, 3.0
 

@@ -21,6 +21,7 @@ from cl_runner.runner import RunResult, run
 
 SMALL = (
     "quiet=true",
+    "report=false",
     "trainer.threads=1",
     "trainer.device=cpu",
     "trainer.epochs=1",

@@ -15,8 +15,9 @@ from torch import nn
 
 from cl_runner.adapters import CoDyRA
 from cl_runner.adapters.codyra import GatedFactors
+from cl_runner.errors import RequestError
 
-TYPED = ["adapter=codyra", "adapter.rank=6", "adapter.base=frozen", "optimizer.lr=0.01", "trainer.epochs=4"]
+TYPED = ["adapter=codyra", "adapter.rank=6", "adapter.base=frozen", "optimizer.lr=0.003", "trainer.epochs=4"]
 LAYERS = {"block1.conv": 9 + 8 + 1, "block2.conv": 8 * 9 + 16 + 1}  # numbers a rank, the gate included
 
 
@@ -130,7 +131,7 @@ def test_in_a_run_the_threshold_follows_the_steps_whatever_their_number(steps, t
 
 def test_a_larger_threshold_keeps_fewer_components(tmp_path):
     kept = []
-    for kappa in ("0", "0.02", "0.2", "1"):
+    for kappa in ("0", "0.05", "0.1", "0.3"):
         rows = table(small_run(tmp_path, *TYPED, f"adapter.kappa_max={kappa}").folder / "layers.csv")
         kept.append(sum(int(row["rank"]) for row in rows))
     assert kept[0] == 2 * 2 * 6, "two tasks, two layers, every component"
@@ -319,3 +320,14 @@ def test_an_unfinished_task_counts_with_its_open_set():
     assert [row.rank for row in net.adapter.layer_report(0)] == [2, 2, 2]
     net.end_task()
     assert net.adapter.parameter_report().adapter == 0
+
+
+def test_a_validation_split_does_not_undo_the_pruning(tmp_path):
+    typed = ["adapter=codyra", "adapter.rank=6", "adapter.kappa_max=1000", "adapter.base=frozen", "trainer.epochs=8"]
+    result = small_run(tmp_path, *typed, "benchmark.validation_fraction=0.3", "benchmark.per_class=40")
+    assert result.network.adapter.keeps_last
+    assert {row["rank"] for row in table(result.folder / "layers.csv")} == {"0"}
+    with pytest.raises(RequestError, match="trainer.patience=2.*end of a task"):
+        small_run(tmp_path, *typed, "benchmark.validation_fraction=0.3", "trainer.patience=2")
+    with pytest.raises(RequestError, match="trainer.restore_best has no use here"):
+        small_run(tmp_path, *typed, "benchmark.validation_fraction=0.3", "trainer.restore_best=true")

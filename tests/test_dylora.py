@@ -56,15 +56,16 @@ def test_truncating_is_masking_is_slicing_by_hand(make, rank):
 
     layers = [module for module in model if hasattr(module, "deltas")]
     sliced = copy.deepcopy(base)
-    for layer, target in zip(layers, [base_layer for base_layer in sliced if hasattr(base_layer, "weight")], strict=True):
+    for layer, target in zip(
+        layers, [base_layer for base_layer in sliced if hasattr(base_layer, "weight")], strict=True
+    ):
         delta = layer.deltas["shared"]
         left, right = delta.B.detach().flatten(1)[:, :rank], delta.A.detach().flatten(1)[:rank]
         target.weight.data += 4.0 / 6 * (left @ right).view(target.weight.shape)  # the scale stays alpha / r
     assert (masked - sliced(x)).abs().max() < 1e-12
     for layer in layers:
         changed = layer.deltas["shared"].truncate(rank)
-        assert [tuple(new.shape)[:2] for _, new in changed][0][0] == rank
-        assert layer.deltas["shared"].rank == rank
+        assert len(changed) == 2 and layer.deltas["shared"].rank == rank
     assert (model(x) - masked).abs().max() < 1e-12
     assert (masked - full).abs().max() > 0.01 or rank == 6
 

@@ -124,6 +124,17 @@ def test_a_starts_kaiming_uniform_and_the_gates_standard_normal(method):
     assert not delta.B.any()
 
 
+@pytest.mark.parametrize(("method", "fan_in"), [("lora", 40 * 9), ("codyra", 40 * 9), ("convlora", 40 * 3)])
+def test_on_a_convolution_a_starts_kaiming_uniform_too(method, fan_in):
+    torch.manual_seed(0)
+    model, adapter = nn.Sequential(nn.Conv2d(40, 60, 3)), METHODS[method].make(rank=30)
+    adapter.attach(model)
+    adapter.begin_task(0)
+    delta = model[0].deltas[METHODS[method].set_name(0)]
+    assert 0.99 * fan_in**-0.5 < delta.A.abs().max() <= fan_in**-0.5
+    assert float(delta.A.detach().abs().mean()) == pytest.approx(fan_in**-0.5 / 2, rel=0.05), "uniform"
+
+
 # ----------------------------------------------------------------------------------------------- refused
 
 SMALL_CONVS = [kind for kind in KINDS if kind.startswith("conv")]

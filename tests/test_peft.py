@@ -10,7 +10,7 @@ import pytest
 import torch
 from builders import TASK_CLASSES, images, open_parameters, train
 from runs_helpers import same, small_run
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save, save_file
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -114,7 +114,8 @@ def test_gradients_reach_the_open_set_and_nothing_else(method):
     net.begin_task([0])
     net.end_task()
     assert open_parameters(net) == set()
-    net.begin_task([1])
+    net.begin_task([0])
+    net.begin_task([1])  # closes the one before, whether it was ended or not
     opened = open_parameters(net)
     sets = {name for name in opened if name.split(".")[0] in layers}
     others = {f"{norm}.copies.1.{item}" for norm in ("norm1", "norm2") for item in ("weight", "bias")}
@@ -198,7 +199,7 @@ def test_later_training_never_changes_an_earlier_task_and_the_state_brings_all_b
     for task in range(3):
         fresh.begin_task([task])
         fresh.end_task()
-    fresh.load_state_dict(net.state_dict(), strict=True)
+    fresh.load_state_dict(load(save(net.state_dict())), strict=True)  # no tensor twice, or it could not be written
     fresh.eval()
     assert all(torch.equal(fresh(images(), task), kept[task]) for task in kept)
 
@@ -211,12 +212,42 @@ def test_a_base_that_trains_first_has_no_set_for_the_first_task():
     norms = {f"{name}.base.{item}" for name in ("norm1", "norm2") for item in ("weight", "bias")}
     assert open_parameters(net) == names | norms | {f"classifier.classifiers.0.{item}" for item in ("weight", "bias")}
     assert net.adapter.layer_report(0) == [] and net.adapter.parameter_report().adapter == 0
-    net.end_task()
-    net.begin_task([1])
+    net.begin_task([1])  # closes the base, whether the first task was ended or not
     assert not open_parameters(net) & (names | norms)
     assert net.adapter.parameter_report().adapter == LORA
     net.activate(0)
     assert all(float(net.adapter.delta_weight(name).abs().max()) == 0 for name in ALL)
+
+
+def test_a_shared_set_is_no_set_of_the_task_that_trained_the_base():
+    net = adapted("lora", sharing="shared", base="first_task")
+    for task in (0, 1):
+        net.begin_task([task])
+        net.end_task()
+    assert net.adapter.layer_report(0) == [] and len(net.adapter.layer_report(1)) == 3
+    assert not any("template" in name for name in net.state_dict())
+
+
+def test_dropout_is_for_training_alone():
+    net = plain()
+    net.adapter = PEFT(options={"r": 2, "lora_dropout": 0.5}, base="frozen")
+    net.adapter.attach(net, Placement(names=["hidden"]))
+    net.begin_task([0])  # in evaluation mode, as `plain` left it
+    disturb(net)
+    assert torch.equal(net(images(), 0), net(images(), 0))
+    net.train()
+    assert not torch.equal(net(images(), 0), net(images(), 0))
+
+
+def test_what_layers_share_is_counted_once():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    adapter = PEFT(method="tinylora", options={"r": 2, "u": 5, "weight_tying": 1.0}, base="frozen")
+    adapter.attach(model)
+    adapter.begin_task(0)  # one trained vector of u numbers for all layers; the projections are drawn
+    assert sum(item.numel() for item in model.parameters() if item.requires_grad) == 5
+    assert adapter.parameter_report().adapter == 5
+    assert [row.parameters for row in adapter.layer_report(0)] == [5, 0]
 
 
 def test_tasks_that_begin_together_are_open_together():
@@ -287,6 +318,7 @@ REFUSED = [
     ({"options": {"r": 2, "init_lora_weights": False}}, LINEAR, "layer '0' does not start at the base"),
     ({"options": {"r": 2, "init_lora_weights": "pissa"}}, LINEAR, "layer '0' does not start at the base, its"),
     ({"method": "c3a", "options": {"block_size": 2}}, LINEAR, "adapter.method=c3a: layer '0' does not start"),
+    ({"method": "osf"}, LINEAR, "adapter.method=osf: PEFT merges it into layer '0' for good"),
     # PEFT's delta leaves padding and dilation out, so that its output is not that of its merged weights
     ({"options": {"r": 2}}, lambda: nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), "'0', a Conv2d, PEFT comp"),
     ({"options": {"r": 2}}, lambda: nn.Conv2d(4, 4, 3, padding="same", dilation=2), "'0', a Conv2d, PEFT computes"),
@@ -298,7 +330,15 @@ REFUSED = [
     ({"options": {"r": 2}}, lambda: nn.MultiheadAttention(8, 2), r"placement: '0\.q' is a slice"),
     ({"options": {"r": 2}, "names": ["0.out_proj"]}, lambda: nn.MultiheadAttention(8, 2), r"'0\.out_proj' without"),
     ({"options": {"r": 2}, "names": ["0.linear1"]}, lambda: nn.TransformerEncoderLayer(8, 2), r"'0\.linear1' without"),
+    ({"options": {"r": 2}, "names": ["0.0"]}, lambda: tied(), r"'0\.0' shares its weight with '0\.1'"),
 ]  # fmt: skip
+
+
+def tied() -> nn.Module:
+    """Two layers with one weight, as an embedding and a language model's output."""
+    pair = nn.Sequential(nn.Linear(8, 8), nn.Embedding(8, 8))
+    pair[1].weight = pair[0].weight
+    return pair
 
 
 @pytest.mark.parametrize(("options", "layer", "message"), REFUSED, ids=[item[2][:40] for item in REFUSED])

@@ -35,7 +35,7 @@ from cl_runner.runner import RunFailed, run
 
 FILES = {
     "config.yaml", "overrides.yaml", "environment.json", "events.jsonl", "accuracy_matrix.csv", "parameters.csv",
-    "layers.csv", "summary.json", "DONE",
+    "per_class_accuracy.csv", "layers.csv", "summary.json", "DONE",
 }  # fmt: skip
 NAIVE = ("adapter=none", "strategy=naive")
 

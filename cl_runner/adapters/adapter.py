@@ -59,12 +59,15 @@ class Adapter(ABC):
         task_inference: how a sample's task is found where a set per task is kept and no labels of tasks are given.
         eval_ranks: ranks at which the trained network is evaluated once more, for the rank curve.
         resizes: whether parameters change their shape while they train.
+        keeps_last: whether a task must end with its last weights: its training has a course of its own, which going
+            back to the epoch with the best validation loss, or stopping early, would undo.
     """
 
     per_task: bool = False
     task_inference: str = "auto"
     eval_ranks: Sequence[int] = ()
     resizes: bool = False
+    keeps_last: bool = False
     model: nn.Module
 
     @abstractmethod

@@ -36,6 +36,8 @@ class CoDyRA(DeltaAdapter):
     models with dynamic rank-selective LoRA", 2024.
     """
 
+    keeps_last = True  # the threshold rises towards the end: an earlier epoch has hardly been pruned
+
     def __init__(
         self,
         *,

@@ -179,7 +179,9 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         config = json.loads(file.read_text())
         file = folder / WEIGHTS
-        return config, load_file(file)
+        tensors = load_file(file)
+        # beside an output layer PEFT writes the base's own weights too
+        return config, {name: item for name, item in tensors.items() if ".base_layer." not in name}
     except (OSError, ValueError, SafetensorError) as error:
         raise RequestError(
             f"{file} cannot be read: {type(error).__name__}", f"a folder of PEFT's holds {CONFIG} and {WEIGHTS}"

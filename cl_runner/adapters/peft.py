@@ -15,7 +15,16 @@ from torch import Tensor, nn
 from cl_runner.adapters.adapter import LayerReport, ParameterReport, as_tasks
 from cl_runner.adapters.frozen_base import SHARED, FrozenBase
 from cl_runner.adapters.layers import kind_of
-from cl_runner.adapters.peft_layers import TEMPLATE, check_layer, keep, merged, probe, put_back
+from cl_runner.adapters.peft_layers import (
+    TEMPLATE,
+    check_layer,
+    check_merge,
+    check_start,
+    disturb,
+    keep,
+    merged,
+    put_back,
+)
 from cl_runner.adapters.peft_methods import exactly, library, resolve
 from cl_runner.adapters.placement import Placement
 from cl_runner.adapters.roles import role_of
@@ -92,7 +101,10 @@ class PEFT(FrozenBase):
         self._learns = [name for name, item in self.root.named_parameters() if item.requires_grad]
         with self._explained():
             for name, layer in self.layers.items():
-                probe(self.method, name, layer, before[name])
+                check_start(self.method, name, layer, before[name])
+            disturb(self.layers.values())
+            for name, layer in self.layers.items():
+                check_merge(self.method, name, layer)
         self._switch(None)
         for item in opened:
             item.requires_grad_(True)

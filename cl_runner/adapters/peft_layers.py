@@ -6,6 +6,7 @@ PEFT's layers are taken as they are: `get_base_layer`, `merge` and `unmerge` are
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +45,15 @@ def check_layer(root: nn.Module, name: str) -> None:
         raise RequestError(
             "placement.head=true: the head trains in full, and adapter=peft does not wrap it", "drop placement.head"
         )
+    others = [
+        other.rpartition(".")[0]
+        for other, item in root.named_parameters(remove_duplicate=False)
+        if item is module.weight and other != f"{name}.weight"
+    ]
+    if others:
+        raise RequestError(
+            f"placement: '{name}' shares its weight with '{others[0]}', and merging would change both", ELSEWHERE
+        )
     parent = root.get_submodule(name.rpartition(".")[0])
     takers = [kind.__name__ for kind in type(parent).__mro__ if kind.__name__ in WEIGHT_TAKERS]
     if takers:
@@ -81,10 +91,8 @@ def merged(layer: Any, which: str) -> Tensor:
 
 
 @torch.no_grad()
-def probe(method: str, name: str, layer: Any, before: Tensor) -> None:
-    """Computes a layer with a set as it is and merged: the base's output with a fresh set, one and the same with any.
-
-    The set is TEMPLATE, which no task uses; it is not fresh any more when this is done.
+def check_start(method: str, name: str, layer: Any, before: Tensor) -> None:
+    """Computes a layer with a fresh set, as it is and merged: both have to be the base's output.
 
     Args:
         method: as the user has named it.
@@ -93,43 +101,65 @@ def probe(method: str, name: str, layer: Any, before: Tensor) -> None:
         before: the base weight before PEFT came.
 
     Raises:
-        RequestError: the method does not start at the base, changes the base itself, or cannot be merged and unmerged.
+        RequestError: the method does not start at the base, changes the base itself, or cannot be taken out again.
     """
-    base, training = layer.get_base_layer(), layer.training
-    layer.eval()
+    base = layer.get_base_layer()
     x = _example(base)
-    expected, fresh = base(x), _both_ways(layer, x)
+    expected, (apart, together) = base(x), _both_ways(layer, x)
     if layer.merged:
         raise RequestError(f"adapter.method={method}: PEFT merges it into layer '{name}' for good", "choose another")
-    if not expected.is_meta:
-        start = "have it start at zero with adapter.options (init_weights or the like), or place it on other layers"
-        limit = STARTS * torch.finfo(expected.dtype).eps
-        pairs = {"its output": (fresh[0], expected), "its output with merged weights": (fresh[1], expected)}
-        for what, (found, wanted) in (pairs | {"its weight": (base.weight, before)}).items():
-            if not _apart(found, wanted) <= limit:
-                moved = f"{what} moves by {float((found - wanted).abs().max()):.1e}"
-                raise RequestError(
-                    f"adapter.method={method}: layer '{name}' does not start at the base, {moved}", start
-                )
-        noise = torch.Generator().manual_seed(1)
-        for key, item in layer.named_parameters():
-            if TEMPLATE in key.split(".") and item.requires_grad:
-                item.add_(0.1 * torch.randn(item.shape, generator=noise, device="cpu").to(item))
-        if not _apart(*_both_ways(layer, x)) <= MERGES * torch.finfo(expected.dtype).eps:
+    if expected.is_meta:
+        return
+    pairs = {
+        "its output": (apart, expected),
+        "its output with merged weights": (together, expected),
+        "its weight": (base.weight, before),
+    }
+    for what, (found, wanted) in pairs.items():
+        if not _apart(found, wanted) <= STARTS * torch.finfo(expected.dtype).eps:
+            moved = f"{what} moves by {float((found - wanted).abs().max()):.1e}"
             raise RequestError(
-                f"adapter.method={method}: on layer '{name}', a {type(base).__name__}, PEFT computes something else "
-                "than with merged weights",
-                ELSEWHERE,
+                f"adapter.method={method}: layer '{name}' does not start at the base, {moved}",
+                "have it start at zero with adapter.options (init_weights or the like), or place it on other layers",
             )
-    layer.train(training)
+
+
+@torch.no_grad()
+def disturb(layers: Iterable[Any]) -> None:
+    """Moves all that trains of the set TEMPLATE, which no task uses; without it, every delta would be zero."""
+    noise, seen = torch.Generator().manual_seed(1), set()
+    for layer in layers:
+        for key, item in layer.named_parameters():
+            if TEMPLATE in key.split(".") and item.requires_grad and not item.is_meta and id(item) not in seen:
+                seen.add(id(item))
+                item.add_(0.1 * torch.randn(item.shape, generator=noise, device="cpu").to(item))
+
+
+@torch.no_grad()
+def check_merge(method: str, name: str, layer: Any) -> None:
+    """Computes a layer with a set that is not fresh, as it is and merged: both have to be the same.
+
+    Raises:
+        RequestError: they are not; PEFT leaves some attributes of a convolution out of its forward pass.
+    """
+    apart, together = _both_ways(layer, _example(layer.get_base_layer()))
+    if not apart.is_meta and not _apart(apart, together) <= MERGES * torch.finfo(apart.dtype).eps:
+        raise RequestError(
+            f"adapter.method={method}: on layer '{name}', a {type(layer.get_base_layer()).__name__}, PEFT computes "
+            "something else than with merged weights",
+            ELSEWHERE,
+        )
 
 
 def _both_ways(layer: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The output as it is, and with merged weights."""
+    """The output as it is, and with merged weights; no dropout."""
+    training = layer.training
+    layer.eval()
     apart, kept = layer(x), keep(layer)
     layer.merge(adapter_names=[TEMPLATE])
     together = layer(x)
     put_back(layer, kept)
+    layer.train(training)
     return apart, together
 
 

@@ -135,3 +135,4 @@ class PEFT:
 
 ADAPTERS: tuple[type, ...] = (NoAdapter, LoRA, ConvLoRA, ConvLoRACP, DyLoRA, DCLoRA, Hybrid, CoDyRA, SenaCNN, PEFT)
 PLACED_NOWHERE = {getattr(schema, "_target_"): name for name, schema in (("none", NoAdapter), ("senacnn", SenaCNN))}  # noqa: B009
+KEEPS_LAST = {CoDyRA._target_: "codyra"}  # adapters that go to the end of a task, whatever the validation says

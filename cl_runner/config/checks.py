@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import types
 import typing
 from typing import Any
 
@@ -13,6 +14,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from cl_runner.config.components import COMPONENTS
 from cl_runner.config.idle import idle_keys
+from cl_runner.config.objective import check_objective
 from cl_runner.config.options import fits, option, takes
 from cl_runner.config.schema import Placement, Run, Tracking, Trainer
 from cl_runner.errors import RequestError, nearest, shown
@@ -87,6 +89,10 @@ def _typed(schema: type, node: dict[str, Any], group: str) -> DictConfig:
     for name, field in fields.items():
         if name not in node:
             continue
+        inner = _dataclass_in(kinds[name])
+        if inner is not None and isinstance(node[name], dict):
+            typed[name] = _typed(inner, node[name], f"{group}.{name}" if group else name)
+            continue
         try:
             typed[name] = node[name]
             valid = fits(typed[name], node[name], field.metadata)
@@ -99,6 +105,12 @@ def _typed(schema: type, node: dict[str, Any], group: str) -> DictConfig:
             )
     assert isinstance(typed, DictConfig)
     return typed
+
+
+def _dataclass_in(kind: Any) -> type | None:
+    """The dataclass that an annotation names, alone or with None: such a node is checked key by key as well."""
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    return next((item for item in options if isinstance(item, type) and dataclasses.is_dataclass(item)), None)
 
 
 def _refuse_unknown(node: dict[str, Any], known: list[str], group: str) -> None:
@@ -169,6 +181,7 @@ def build(node: DictConfig, **extra: Any) -> Any:
 
 def _check_together(config: DictConfig) -> None:
     """Refuses keys that exclude one another."""
+    check_objective(config.objective)
     trainer, benchmark, scheduler = config.trainer, config.benchmark, config.scheduler
     validated = float(benchmark.get("validation_fraction") or 0.0) > 0
     schedule = str(scheduler._target_).rpartition(".")[2]

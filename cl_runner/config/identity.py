@@ -8,7 +8,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-IDLE = ("output_root", "quiet", "data_root", "resume", "tracking", "trainer.device", "trainer.threads")
+IDLE = (
+    "output_root", "quiet", "report", "data_root", "resume", "tracking", "trainer.device", "trainer.threads",
+    "fail_fast", "objective",
+)  # fmt: skip
 DIGITS = 12
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from cl_runner.config.adapters import PLACED_NOWHERE
+from cl_runner.config.adapters import KEEPS_LAST, PLACED_NOWHERE
 
 
 Idle = tuple[str, bool, str, str]
@@ -64,6 +64,12 @@ def _of_training(config: DictConfig) -> list[Idle]:
     validate = "set benchmark.validation_fraction=0.1"
     return [
         ("trainer.epochs", trainer.iterations is not None, "trainer.iterations is set", "give one of the two"),
+        (
+            "trainer.restore_best",
+            str(config.adapter._target_) in KEEPS_LAST,
+            f"adapter={KEEPS_LAST.get(str(config.adapter._target_))} keeps the weights of the last epoch",
+            "drop it",
+        ),
         ("trainer.restore_best", not validated, "without a validation split no epoch is the best", validate),
         (
             "benchmark.split_seed",

@@ -41,10 +41,26 @@ class Placement:
 
 
 @dataclass
+class Wandb:
+    """What Weights & Biases is told, and as whose run (`tracking.wandb`)."""
+
+    mode: str = option("auto", choices=("auto", "online", "offline", "disabled"))
+    project: str = "cl-run"
+    entity: str | None = None
+    group: str | None = None
+    job_type: str | None = None
+    name: str | None = None
+    tags: list[str] = option([])
+    artifacts: bool = False
+    timeout: float = option(30.0, low=1)
+
+
+@dataclass
 class Tracking:
     """Where logged values go besides the run folder (`tracking`)."""
 
     csv: bool = False
+    wandb: Wandb | None = None
 
 
 @dataclass
@@ -58,6 +74,9 @@ class Run:
     data_root: str | None = None
     output_root: str = "outputs"
     quiet: bool = False
+    report: bool = True
+    fail_fast: bool = False
+    objective: str | None = None
     benchmark: Any = None
     backbone: Any = None
     adapter: Any = None

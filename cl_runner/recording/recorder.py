@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -38,10 +40,17 @@ class Recorder:
         events: its event log.
         console: the terminal view.
         trackers: called with every event; one that raises is dropped with a warning.
+        report: draws the report into the folder once the summary is there; where it raises, there is a warning.
     """
 
     def __init__(
-        self, folder: RunFolder, events: EventLog, console: Console, *, trackers: Sequence[Tracker] = ()
+        self,
+        folder: RunFolder,
+        events: EventLog,
+        console: Console,
+        *,
+        trackers: Sequence[Tracker] = (),
+        report: Callable[[Path], None] | None = None,
     ) -> None:
         self.folder = folder
         self.matrix = np.empty((0, 0))
@@ -49,11 +58,13 @@ class Recorder:
         self._events = events
         self._console = console
         self._trackers = list(trackers)
+        self._report = report
         self._tasks: list[str] = []
         self._summary: dict[str, Any] = {}
         self._parameters: list[dict[str, Any]] = []
         self._layers: list[dict[str, Any]] = []
         self._ranks: list[dict[str, Any]] = []
+        self._classes: list[dict[str, Any]] = []
 
     def run_started(
         self, header: Mapping[str, str], tasks: Sequence[str], summary_fields: Mapping[str, Any] | None = None
@@ -70,7 +81,7 @@ class Recorder:
         self._summary = dict(summary_fields or {})
         self.matrix = np.full((len(tasks), len(tasks)), np.nan)
         self.initial = np.full(len(tasks), np.nan)
-        self.log("run_started", tasks=self._tasks, header=dict(header))
+        self.log("run_started", tasks=self._tasks, header=dict(header), labels=self._summary)
         self._console.header(header, self._tasks)
 
     @property
@@ -140,6 +151,26 @@ class Recorder:
         self.folder.write_matrix(self.initial.tolist(), self.matrix.tolist(), self._tasks)
         self._console.evaluation(after_task, row.tolist())
 
+    def classes_evaluated(
+        self, after_task: int, by_task: Mapping[int, Mapping[int, float]], names: Mapping[int, str]
+    ) -> None:
+        """Records accuracies in [0, 1] by task (from 0) and class id; ``names`` holds the names of the classes."""
+        for task, accuracies in sorted(by_task.items()):
+            rows = [
+                {
+                    "after_task": after_task,
+                    "class_id": label,
+                    "class_name": names.get(label, str(label)),
+                    "accuracy": value,
+                }
+                for label, value in sorted(accuracies.items())
+            ]
+            shown = {"class_ids": list(accuracies), "accuracies": list(accuracies.values())}
+            self.log("classes_evaluated", after_task=after_task, task=task + 1, **shown)
+            self._classes += [{**row, "task": task + 1} for row in rows]
+        if by_task:
+            self.folder.write_classes(self._classes)
+
     def tasks_inferred(self, after_task: int, shares: Sequence[float | None]) -> None:
         """Records the shares in [0, 1] of each task's samples whose task was recognised without a label.
 
@@ -182,6 +213,7 @@ class Recorder:
             What ``summary.json`` holds (but for the keys that are null there).
         """
         summary = self._end("done", summary_fields)
+        self._draw_report()
         self._console.closing(summary, self._parameters, self.folder.path)
         self._close()
         self.folder.mark_done()
@@ -199,6 +231,7 @@ class Recorder:
         try:
             self.log("error", status=status, error=reason, traceback="".join(traceback.format_exception(error)))
             self._end(status, {**(summary_fields or {}), "error": reason})
+            self._draw_report()
         except RequestError as second:  # most likely the disk is full, which may be why the run failed
             self._console.warning(second.message)
         finally:
@@ -212,6 +245,18 @@ class Recorder:
         self.folder.write_summary(summary)
         self.log("run_ended", **summary)
         return summary
+
+    def _draw_report(self) -> None:
+        """Draws what was measured; a picture that cannot be drawn must not cost the run."""
+        if self._report is None or np.isnan(self.matrix).all():
+            return
+        try:
+            self._report(self.folder.path)
+        except Exception as error:
+            text = f"no report was made: {type(error).__name__}: {error}"
+            with contextlib.suppress(RequestError):  # the disk may be full, which the files that matter will say
+                self.log("warning", text=text)
+            self._console.warning(text)
 
     def _close(self) -> None:
         self._console.close()

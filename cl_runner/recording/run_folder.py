@@ -29,7 +29,7 @@ SUMMARY_KEYS = (
     "wall_seconds", "train_images_per_second", "peak_memory_bytes",
     "retention", "loss", "drift", "task_inference_accuracy",
 )  # fmt: skip
-_TABLES = ("accuracy_matrix.csv", "parameters.csv", "layers.csv", "rank_curve.csv")
+_TABLES = ("accuracy_matrix.csv", "parameters.csv", "layers.csv", "rank_curve.csv", "per_class_accuracy.csv")
 _MARKS_OF_A_RUN = ("config.yaml", "events.jsonl", "summary.json", "DONE")
 
 
@@ -104,6 +104,12 @@ class RunFolder:
         """Writes ``rank_curve.csv``: accuracy per task of the trained network truncated to each rank."""
         self._write("rank_curve.csv", _records(("rank", "task", "accuracy"), rows))
 
+    def write_classes(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Writes ``per_class_accuracy.csv``: a row an evaluation and class, accuracy in [0, 1]."""
+        self._write(
+            "per_class_accuracy.csv", _records(("after_task", "class_id", "class_name", "accuracy", "task"), rows)
+        )
+
     def write_environment(self, environment: Mapping[str, Any]) -> None:
         """Writes ``environment.json``, see :func:`cl_runner.recording.environment.describe`."""
         self._write("environment.json", _json(environment))
@@ -134,7 +140,8 @@ class RunFolder:
 
     def restart(self) -> None:
         """Clears what an earlier attempt measured; its configuration stays."""
-        for name in ("events.jsonl", "metrics.csv", "summary.json", "error.txt", *_TABLES):
+        pictures = (self._path / "plots").glob("*.png")
+        for name in ("events.jsonl", "metrics.csv", "summary.json", "error.txt", "report.html", *_TABLES, *pictures):
             (self._path / name).unlink(missing_ok=True)
 
     def _write(self, name: str, text: str) -> None:

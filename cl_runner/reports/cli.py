@@ -27,7 +27,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, or 2 where the request cannot be met, after one or two lines on standard error.
     """
-    arguments = _parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["sync"]:  # a folder of that name is ./sync
+        from cl_runner.reports.sync import main as sync
+
+        return sync(words[1:])
+    arguments = _parser().parse_args(words)
     try:
         _check(arguments)
         groups = _collected(arguments.paths)
@@ -53,7 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="cl-report", description="Compares runs and sweeps. Runs that differ only in their seed share a row."
+        prog="cl-report",
+        description="Compares runs and sweeps. Runs that differ only in their seed share a row.",
+        epilog="cl-report sync RUN... sends runs to Weights & Biases; see cl-report sync --help.",
     )
     parser.add_argument("paths", metavar="PATH", nargs="*", type=Path, help="a run folder, or a folder of such folders")
     parser.add_argument("--format", choices=("table", *_TEXT), help="default: table")

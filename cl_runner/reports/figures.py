@@ -1,31 +1,17 @@
-"""Draws comparisons of runs. Colours are Okabe and Ito's, safe for colour-blind readers; markers differ too."""
+"""Draws comparisons of runs."""
 
 from __future__ import annotations
 
 import math
 import textwrap
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from cl_runner.errors import RequestError
 from cl_runner.reports.collect import Group
+from cl_runner.reports.drawing import COLOURS, MARKERS, new_axes, save, style
 from cl_runner.reports.points import Measured, Point, front, pareto_points, probe_points, rank_lines
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-_STYLE: dict[str, Any] = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#dddddd",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "svg.hashsalt": "cl-run",  # the same numbers give the same file
-}
 _MOST_LABELS = 6  # more of them cover each other; they become numbers with a key
 _AROUND = [  # where a label may stand, in points from its own: beside the error bars first, then on and beyond them
     (x * reach, y * reach)
@@ -53,8 +39,8 @@ def pareto(groups: Sequence[Group], path: Path) -> list[str]:
     points, left_out = pareto_points(groups)
     points.sort(key=lambda point: (point.x.mean, point.y.mean))
     best = front(points)
-    with _style():
-        figure, axes = _axes("parameter growth (%)", "ACC, mean over the tasks at the end (%)")
+    with style():
+        figure, axes = new_axes("parameter growth (%)", "ACC, mean over the tasks at the end (%)")
         edge = {"color": COLOURS[0], "linewidth": 1.2, "zorder": 1, "label": "Pareto front"}
         axes.plot([one.x.mean for one in best], [one.y.mean for one in best], drawstyle="steps-post", **edge)
         for point in points:
@@ -67,7 +53,7 @@ def pareto(groups: Sequence[Group], path: Path) -> list[str]:
             _key(figure, points)
             labels = [str(number) for number in range(1, len(points) + 1)]
         _annotate(figure, axes, points, labels, ["#333333"] * len(points))
-        _save(figure, path)
+        save(figure, path)
     return left_out
 
 
@@ -78,24 +64,24 @@ def probe(groups: Sequence[Group], path: Path) -> list[str]:
     Arguments, result and errors as in :func:`pareto`.
     """
     points, left_out = probe_points(groups)
-    with _style():
-        figure, axes = _axes(
+    with style():
+        figure, axes = new_axes(
             "plasticity: accuracy on a new task right after it (%)", "stability: accuracy kept on old tasks (%)"
         )
         series = sorted({point.series for point in points})  # a placement keeps its colour
         for number, name in enumerate(series):
             own = sorted((point for point in points if point.series == name), key=_rank)
-            style = {"color": COLOURS[number % len(COLOURS)], "fmt": MARKERS[number % len(MARKERS)]}
-            axes.plot([one.x.mean for one in own], [one.y.mean for one in own], color=style["color"], alpha=0.35)
+            look = {"color": COLOURS[number % len(COLOURS)], "fmt": MARKERS[number % len(MARKERS)]}
+            axes.plot([one.x.mean for one in own], [one.y.mean for one in own], color=look["color"], alpha=0.35)
             for index, point in enumerate(own):
-                _bar(axes, point, label=None if index else name, **style)
+                _bar(axes, point, label=None if index else name, **look)
         axes.margins(0.08)
         figure.legend(
             *axes.get_legend_handles_labels(), title="placement (numbers: rank)", loc="outside upper center", ncols=4
         )
         colours = [COLOURS[series.index(point.series) % len(COLOURS)] for point in points]
         _annotate(figure, axes, points, [point.label for point in points], colours)
-        _save(figure, path)
+        save(figure, path)
     return left_out
 
 
@@ -106,8 +92,8 @@ def rank_curves(groups: Sequence[Group], path: Path) -> list[str]:
     :func:`pareto`; a run without `rank_curve.csv` is refused by name.
     """
     lines = rank_lines(groups)
-    with _style():
-        figure, axes = _axes("rank at evaluation", "accuracy, mean over the tasks (%)")
+    with style():
+        figure, axes = new_axes("rank at evaluation", "accuracy, mean over the tasks (%)")
         for number, line in enumerate(lines):
             colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
             means = [value.mean for value in line.values]
@@ -123,7 +109,7 @@ def rank_curves(groups: Sequence[Group], path: Path) -> list[str]:
         axes.set_xticks(ranks, [f"{rank:g}" for rank in ranks])
         axes.minorticks_off()
         axes.legend(loc="best")
-        _save(figure, path)
+        save(figure, path)
     return []
 
 
@@ -132,25 +118,6 @@ PLOTS: dict[str, Callable[[Sequence[Group], Path], list[str]]] = {
     "probe": probe,
     "ranks": rank_curves,
 }
-
-
-def _style() -> AbstractContextManager[None]:
-    from matplotlib import rc_context
-
-    return rc_context(_STYLE)  # type: ignore[arg-type]  # its keys are a long list of literals
-
-
-def _axes(x: str, y: str) -> tuple[Any, Any]:
-    """One pair of labelled axes on a figure that no global state knows, so that none is left open."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.8), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    return figure, axes
 
 
 def _bar(axes: Any, point: Point, **style: Any) -> None:
@@ -223,13 +190,3 @@ def _box(axes: Any, point: Point, radius: float) -> Any:
 
     x, y = axes.transData.transform((point.x.mean, point.y.mean))
     return Bbox([[x - radius, y - radius], [x + radius, y + radius]])
-
-
-def _save(figure: Any, path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        form = path.suffix.lower().removeprefix(".")
-        dateless = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(form)
-        figure.savefig(path, dpi=150, format=form, metadata=dateless)
-    except OSError as error:
-        raise RequestError(f"cannot write {path}: {(error.strerror or str(error)).lower()}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +12,31 @@ from hydra.experimental.callback import Callback
 from omegaconf import OmegaConf
 
 from cl_runner.errors import RequestError
-from cl_runner.reports.collect import Group, find_runs, group_runs
+from cl_runner.reports.collect import IDENTITY, Group, find_runs, group_runs
 from cl_runner.reports.points import probe_table
-from cl_runner.reports.tables import as_csv, csv_text, show
+from cl_runner.reports.tables import csv_text, records, show
+from cl_runner.result import Outcome
 
 
 class SweepReport(Callback):
     """A Hydra callback that compares the cells of a multirun when the last one has ended.
 
     Below `<output_root>/sweeps/<experiment>/` it writes `table.csv` and, for each of `plots`, `plots/NAME.png`; `probe`
-    comes with its numbers in `probe.csv`. Only cells of this multirun count, those done by an earlier one included.
+    comes with its numbers in `probe.csv`. Only cells of this multirun count, those done by an earlier one included. A
+    row is what differs in nothing but the seed; a cell that did not end well has a row of its own, with its error.
+
+    Attributes:
+        cells: how the cells ended, in their order; the launcher fills it.
 
     Args:
         plots: names of `cl-report --plot`.
         quiet: no line a cell and no table on the terminal.
-
-    Raises:
-        SystemExit: with 2, where a file cannot be written or a figure not be drawn; Hydra keeps all else to itself.
     """
 
     def __init__(self, *, plots: Sequence[str] = (), quiet: bool = False) -> None:
+        self.cells: list[Outcome] = []
         self._plots = list(plots)
         self._quiet = quiet
-        self._folders: list[Path] = []
         self._active = False
         self._typed: set[str] = set()
 
@@ -43,37 +46,49 @@ class SweepReport(Callback):
         self._typed = {str(item).lower() for item in OmegaConf.to_container(config.hydra.overrides.task) or ()}
 
     def on_job_end(self, config: Any, job_return: Any, **_: Any) -> None:
-        """Notes where a cell is, and says how it went."""
-        if not self._active:
+        """Says how a cell went, in the process that ran it."""
+        result = job_return._return_value  # the property raises what kept the cell from beginning
+        if self._active and isinstance(result, Outcome):
+            self.told(int(config.hydra.job.env_set.get("CL_RUN_CELL", config.hydra.job.num)), result)
+
+    def told(self, number: int, ended: Outcome) -> None:
+        """Writes the line of a cell, counted from 0, that has ended."""
+        if self._quiet:
             return
-        result = job_return._return_value  # the property raises what the cell raised, which Hydra does itself later
-        folder, summary = getattr(result, "folder", None), getattr(result, "summary", {})
-        if isinstance(folder, Path) and (folder / "summary.json").is_file() and folder not in self._folders:
-            self._folders.append(folder)
-        if not self._quiet:
-            acc = summary.get("acc")
-            outcome = "not done" if folder is None else "" if acc is None else f"acc {100 * acc:.2f} %"
-            cell = " ".join(item for item in map(str, job_return.overrides or ()) if item.lower() not in self._typed)
-            sys.stdout.write(f"cell {config.hydra.job.num + 1}: {cell}  {outcome}".rstrip() + "\n")
-            sys.stdout.flush()
+        acc = ended.summary.get("acc")
+        outcome = "not done" if ended.code else "" if acc is None else f"acc {100 * acc:.2f} %"
+        if ended.skipped:
+            outcome += f"  {ended.folder} is done; skipped"
+        cell = " ".join(item for item in ended.typed if item.lower() not in self._typed)
+        sys.stdout.write(f"cell {number + 1}: {cell}  {outcome}".rstrip() + "\n")
+        sys.stdout.flush()
 
-    def on_multirun_end(self, config: Any, **_: Any) -> None:
-        """Writes the table and the figures of every experiment that was swept."""
-        try:
-            for place in dict.fromkeys(folder.parent for folder in self._folders):
-                self._report(place, [folder for folder in self._folders if folder.parent == place])
-        except RequestError as error:
-            sys.stderr.write(f"cl-run: the sweep's report: {error.message}\n")
-            if error.hint:
-                sys.stderr.write(f"        {error.hint}\n")
-            raise SystemExit(2) from error
+    def finish(self) -> None:
+        """Writes the table and the figures of every experiment that was swept.
 
-    def _report(self, place: Path, folders: list[Path]) -> None:
+        Raises:
+            RequestError: a file cannot be written or a figure not be drawn.
+        """
+        for place in dict.fromkeys(ended.sweep for ended in self.cells):
+            if place is not None:
+                self._report(place, [ended for ended in self.cells if ended.sweep == place])
+
+    def _report(self, place: Path, cells: Sequence[Outcome]) -> None:
+        folders = dict.fromkeys(ended.folder for ended in cells if ended.status == "done" and ended.folder is not None)
         runs, problems = find_runs(folders)
         groups, left_out = group_runs(runs)
-        written = [_write(place / "table.csv", as_csv(groups))] if groups else []
-        if not self._quiet and groups:
-            show(groups, sys.stdout)
+        everywhere = set.intersection(*(set(ended.typed) for ended in cells)) if len(cells) > 1 else set()
+        others = [_other(ended, place, everywhere) for ended in cells if ended.status != "done"]
+        if others:
+            groups = [_set_apart(group, everywhere) for group in groups]
+        if not self._quiet and (groups or others):
+            show(groups, sys.stdout, others)
+        written = []
+        if groups or any(ended.folder and ended.folder.exists() for ended in cells):
+            rows = [{**record, "status": "done", "error": None} for record in records(groups)]
+            columns = list(rows[0] if rows else others[0])
+            rows += [{**dict.fromkeys(columns), **row} for row in others]
+            written.append(_write(place / "table.csv", csv_text(rows)))
         if "probe" in self._plots and groups:
             written.append(_write(place / "probe.csv", csv_text(probe_table(groups))))
         for name in self._plots if groups else ():
@@ -92,6 +107,25 @@ class SweepReport(Callback):
         if name not in PLOTS:
             raise RequestError(f"there is no plot '{name}'", f"one of: {', '.join(PLOTS)}")
         return PLOTS[name](groups, path), path
+
+
+def _other(ended: Outcome, place: Path, everywhere: set[str]) -> dict[str, Any]:
+    """The row of a cell that did not end well: what sets it apart, and why."""
+    runs, _ = find_runs([ended.folder] if ended.folder is not None else [])
+    summary = runs[0].summary if runs else {}
+    return {
+        **{key: summary.get(key) for key in IDENTITY},
+        "experiment": place.name,
+        "settings": " ".join(item for item in ended.typed if item not in everywhere),
+        "status": ended.status,
+        "error": ended.error,
+    }
+
+
+def _set_apart(group: Group, everywhere: set[str]) -> Group:
+    """The group with what was typed for it and not for cells that did not end well."""
+    typed = [item for item in group.runs[0].typed or () if item not in everywhere]
+    return group if group.settings else replace(group, settings=" ".join(typed))
 
 
 def _write(path: Path, text: str) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 from rich import box
@@ -15,29 +15,28 @@ from rich.text import Text
 
 from cl_runner.metrics.cost import NOT_APPLICABLE
 from cl_runner.reports.collect import IDENTITY, Group
+from cl_runner.reports.metrics import METRICS, shown_metric, shown_spread
 
 _FIGURES = ("seeds", "acc", "bwt", "forgetting", "growth", "seconds")
 _HEADINGS = {"acc": "acc %", "growth": "growth %"}
+_LATEX_METRICS = ("acc", "bwt", "forgetting", "growth", "seconds")
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LATEX |= {character: "\\" + character for character in "&%$#_{}"}
 
 
 def records(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """Returns a row a group: accuracies in [0, 1], growth as a ratio, seconds; None = not applicable."""
-    return [
-        {
-            **{key: group.identity(key) for key in IDENTITY},
-            "settings": group.settings,
-            "seeds": len(group.runs),
-            "acc": group.mean("acc"),
-            "acc_std": group.deviation("acc"),
-            "bwt": group.mean("bwt"),
-            "forgetting": group.mean("forgetting"),
-            "growth": group.mean("parameter_growth"),
-            "seconds": group.mean("wall_seconds"),
-        }
-        for group in groups
-    ]
+    """Returns a row a group: mean and sample standard deviation (`NAME_std`) of `METRICS`; None = not applicable.
+
+    Accuracies are in [0, 1], growth is a ratio, memory is in bytes.
+    """
+    rows = []
+    for group in groups:
+        row: dict[str, Any] = {key: group.identity(key) for key in IDENTITY}
+        row |= {"settings": group.settings, "seeds": len(group.runs)}
+        for name, metric in METRICS.items():
+            row |= {name: group.mean(metric.key), f"{name}_std": group.deviation(metric.key)}
+        rows.append(row)
+    return rows
 
 
 def as_csv(groups: Sequence[Group]) -> str:
@@ -64,28 +63,63 @@ def as_json(groups: Sequence[Group]) -> str:
 
 
 def as_latex(groups: Sequence[Group]) -> str:
-    r"""Returns a LaTeX tabular; needs ``\usepackage{booktabs}``."""
-    columns = _columns(groups)
-    names = "".join("l" if name not in _FIGURES else "r" for name in columns)
-    lines = [rf"\begin{{tabular}}{{{names}}}", r"\toprule"]
-    lines.append(" & ".join(_escaped(_HEADINGS.get(name, name)) for name in columns) + r" \\")
-    lines.append(r"\midrule")
+    r"""Returns a LaTeX tabular with mean \pm standard deviation and n; needs ``\usepackage{booktabs}``.
+
+    The best mean of a column is bold among the groups of one benchmark: accuracies on different data do not compare.
+    """
+    texts = [name for name in _columns(groups) if name not in _FIGURES]
+    best = _best(groups)
+    heads = [_escaped(name) for name in texts] + ["$n$"] + [_escaped(METRICS[name].title) for name in _LATEX_METRICS]
+    lines = [rf"\begin{{tabular}}{{{'l' * len(texts)}{'r' * (1 + len(_LATEX_METRICS))}}}", r"\toprule"]
+    lines += [" & ".join(heads) + r" \\", r"\midrule"]
     for group in groups:
         cells = _cells(group)
-        lines.append(" & ".join(_escaped(cells[name]).replace("±", r"$\pm$") for name in columns) + r" \\")
+        row = [_escaped(cells[name]) for name in texts] + [str(len(group.runs))]
+        row += [_latex_cell(group, name, best) for name in _LATEX_METRICS]
+        lines.append(" & ".join(row) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
-def as_table(groups: Sequence[Group], *, joined: bool = False) -> Table:
+def _latex_cell(group: Group, name: str, best: dict[tuple[str, str], str]) -> str:
+    key = METRICS[name].key
+    value, spread = group.mean(key), shown_spread(name, group.deviation(key))
+    if value is None:
+        return "--"
+    text = shown_metric(name, value)
+    shown = text.replace("-", "$-$") + (rf" $\pm$ {spread}" if spread else "")
+    return rf"\textbf{{{shown}}}" if best.get((group.identity("benchmark"), name)) == text else shown
+
+
+def _best(groups: Sequence[Group]) -> dict[tuple[str, str], str]:
+    """The best value of each metric on each benchmark, as it is shown: equal to the reader, equally bold."""
+    best = {}
+    for benchmark in {group.identity("benchmark") for group in groups}:
+        rivals = [group for group in groups if group.identity("benchmark") == benchmark]
+        for name in _LATEX_METRICS if len(rivals) > 1 else ():
+            known = [value for group in rivals if (value := group.mean(METRICS[name].key)) is not None]
+            if len(known) > 1:
+                best[benchmark, name] = shown_metric(name, max(known) if METRICS[name].better > 0 else min(known))
+    return best
+
+
+def as_table(groups: Sequence[Group], *, joined: bool = False, others: Sequence[Mapping[str, Any]] = ()) -> Table:
     """Returns a table for the terminal; what all rows share stands above it instead of in a column.
 
     Args:
         groups: the rows.
         joined: put all text into one column that wraps, for narrow terminals.
+        others: runs that are not done, each with what is known of it, its status and its error; they follow the groups
+            and add a column with the status.
     """
     columns = _columns(groups)
-    shared = [name for name in IDENTITY if len(groups) > 1 and len({group.identity(name) for group in groups}) == 1]
-    title = ", ".join(f"{name} {groups[0].identity(name)}" for name in shared if groups[0].identity(name))
+    if others and "settings" not in columns:
+        columns.insert(len(IDENTITY), "settings")
+    known = {name: {group.identity(name) for group in groups} for name in IDENTITY}
+    for other in others:  # what is not known of a run sets it apart from no other one
+        for name in IDENTITY:
+            known[name] |= {other[name]} if other.get(name) else set()
+    shared = [name for name in IDENTITY if len(groups) + len(others) > 1 and len(known[name]) <= 1]
+    title = ", ".join(f"{name} {value}" for name in shared for value in known[name] if value)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=Text(title) if title else None, title_justify="left")
     table.collapse_padding = joined
     texts = [name for name in columns if name not in shared and name not in _FIGURES]
@@ -93,16 +127,28 @@ def as_table(groups: Sequence[Group], *, joined: bool = False) -> Table:
         table.add_column(name, overflow="fold")
     for name in _FIGURES:
         table.add_column(_HEADINGS.get(name, name), justify="right", no_wrap=True)
-    for group in groups:
-        cells = _cells(group)
-        words = [cells[name] for name in texts]
+    if others:
+        table.add_column("status", no_wrap=True)
+    rows = [(_cells(group), "done") for group in groups] + [
+        (_as_words(other), str(other["status"])) for other in others
+    ]
+    for cells, status in rows:
+        words = [cells.get(name, "") for name in texts]
         table.add_row(
-            *([", ".join(word for word in words if word)] if joined else words), *(cells[name] for name in _FIGURES)
+            *([", ".join(word for word in words if word)] if joined else words),
+            *(cells.get(name, "") for name in _FIGURES),
+            *([status] if others else []),
         )
     return table
 
 
-def show(groups: Sequence[Group], stream: TextIO) -> None:
+def _as_words(other: Mapping[str, Any]) -> dict[str, str]:
+    """A run that is not done: its error stands below its settings, where there is room for it."""
+    words = {key: str(value) for key, value in other.items() if value is not None}
+    return {**words, "settings": "\n".join(filter(None, (words.get("settings"), words.get("error"))))}
+
+
+def show(groups: Sequence[Group], stream: TextIO, others: Sequence[Mapping[str, Any]] = ()) -> None:
     """Writes the table of :func:`as_table` to a stream, as wide as its terminal."""
     terminal = stream.isatty()
     console = Console(
@@ -113,10 +159,10 @@ def show(groups: Sequence[Group], stream: TextIO) -> None:
         highlight=False,
         emoji=False,
     )
-    table = as_table(groups)
+    table = as_table(groups, others=others)
     unlimited = console.options.update(max_width=10_000)
     if console.measure(table, options=unlimited).maximum > console.width:
-        table = as_table(groups, joined=True)
+        table = as_table(groups, joined=True, others=others)
     console.print(table)
 
 

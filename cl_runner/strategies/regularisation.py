@@ -22,7 +22,8 @@ class EWC(Strategy):
         self.ewc_lambda, self.variant, self.decay_factor = ewc_lambda, variant, decay_factor
 
     def check(self, adapter: Adapter, workshop: Workshop) -> None:
-        """Avalanche's online EWC sums the importances of one and the same list of weights."""
+        """A value is held for each weight; the online variant sums those of one and the same list of weights."""
+        _check_sizes(adapter, "ewc")
         if self.variant == "online" and adapter.per_task:
             raise RequestError(
                 "strategy.variant=online sums importances over tasks, and this adapter has new weights for every task",
@@ -70,6 +71,7 @@ class SI(Strategy):
 
     def check(self, adapter: Adapter, workshop: Workshop) -> None:
         """Avalanche's SI wants a gradient on every open parameter, which idle heads of other tasks do not get."""
+        _check_sizes(adapter, "si")
         if workshop.network.head.per_task and not adapter.per_task:
             raise RequestError(
                 "strategy=si needs a gradient on every trainable weight, and backbone.head=per_task leaves idle heads",
@@ -81,3 +83,13 @@ class SI(Strategy):
         from cl_runner.strategies.avalanche_classes import OwningSIPlugin
 
         return [OwningSIPlugin(si_lambda=self.si_lambda, eps=self.eps)]
+
+
+def _check_sizes(adapter: Adapter, name: str) -> None:
+    """Refuses weights that change their shape while what is remembered of them does not."""
+    if adapter.resizes:
+        raise RequestError(
+            f"strategy={name} remembers one value for every weight, and adapter.rank_schedule drops weights while they "
+            "train",
+            "drop adapter.rank_schedule, or use strategy=replay, lwf or naive",
+        )

@@ -187,6 +187,7 @@ class AccuracyMeter(SupervisedPlugin):
     Attributes:
         accuracies: share of a task's samples whose class is right, by task.
         recognised: share of a task's samples whose task was inferred right; only where the network infers tasks.
+        by_class: share of a class's samples whose class is right, by task and class id.
     """
 
     def __init__(self, masked: Tensor, task_labels: bool) -> None:
@@ -194,11 +195,13 @@ class AccuracyMeter(SupervisedPlugin):
         self.masked, self.task_labels = masked, task_labels
         self.accuracies: dict[int, float] = {}
         self.recognised: dict[int, float] = {}
+        self.by_class: dict[int, dict[int, float]] = {}
 
     def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Starts counting."""
         self.correct = torch.zeros((), dtype=torch.int64, device=strategy.device)
         self.own_task = torch.zeros_like(self.correct)
+        self.of_class = torch.zeros(2, self.masked.shape[1], dtype=torch.int64, device=strategy.device)  # right, seen
         self.total = self.inferred = 0
 
     def after_eval_iteration(self, strategy: Any, **kwargs: Any) -> None:
@@ -207,8 +210,10 @@ class AccuracyMeter(SupervisedPlugin):
         if self.task_labels:
             masked = self.masked[strategy.experience.current_experience].to(logits.device)
             logits = logits.masked_fill(masked[: logits.shape[1]], float("-inf"))
-        self.correct += (logits.argmax(1) == strategy.mb_y).sum()
+        right = logits.argmax(1) == strategy.mb_y
+        self.correct += right.sum()
         self.total += len(strategy.mb_y)
+        self.of_class.index_add_(1, strategy.mb_y, torch.stack([right, torch.ones_like(right)]).long())
         chosen: Tensor | None = getattr(strategy.model, "inferred", None)
         if chosen is not None:
             self.own_task += (chosen == strategy.experience.current_experience).sum()
@@ -218,6 +223,8 @@ class AccuracyMeter(SupervisedPlugin):
         """Reads the counts, once a task."""
         task = strategy.experience.current_experience
         self.accuracies[task] = int(self.correct) / self.total
+        counts = enumerate(zip(*self.of_class.tolist(), strict=True))
+        self.by_class[task] = {label: right / seen for label, (right, seen) in counts if seen}
         if self.inferred:
             self.recognised[task] = int(self.own_task) / self.inferred
 

@@ -1,0 +1,86 @@
+"""A cell as it was composed when the sweep was submitted, carried to whatever process runs it.
+
+Hydra's launchers for joblib and submitit compose a cell in the process that runs it, from the YAML files as they are by
+then; a job that waits in a queue would run what was edited meanwhile. They pass on a cell's overrides as text, so
+here the text is the whole composed cell, and the loader that reads it opens no file.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+from hydra.core.config_loader import ConfigLoader
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+CELL = "CL_RUN_CELL"  # environment variable: the number of the cell that a process runs
+_YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def freeze(number: int, config: DictConfig, request: DictConfig) -> str:
+    """Returns a cell as text.
+
+    Args:
+        number: its place in the sweep, from 0.
+        config: as Hydra composed it, with its `hydra` node.
+        request: the same without that node, as it is to be run.
+    """
+    return yaml.safe_dump(
+        {
+            "number": number,
+            "overrides": OmegaConf.to_container(config.hydra.overrides.task),
+            "choices": OmegaConf.to_container(config.hydra.runtime.choices),
+            "request": OmegaConf.to_container(request, resolve=True),
+        },
+        sort_keys=False,
+    )
+
+
+def thaw(master: DictConfig, text: str) -> DictConfig:
+    """Returns the cell that :func:`freeze` wrote, with the `hydra` node of the sweep it belongs to."""
+    cell = yaml.load(text, Loader=_YAML_LOADER)  # noqa: S506, the loader is a safe one
+    hydra = copy.deepcopy(master.hydra)
+    config = OmegaConf.create(cell["request"])
+    with open_dict(config):
+        config.hydra = hydra
+    with read_write(config.hydra), open_dict(config.hydra):
+        config.hydra.overrides.task = cell["overrides"]
+        config.hydra.runtime.choices = cell["choices"]
+        config.hydra.job.env_set[CELL] = str(cell["number"])
+    OmegaConf.set_struct(config, True)
+    return config
+
+
+class FrozenLoader(ConfigLoader):
+    """What a launcher asks for a cell's configuration: it opens no file."""
+
+    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        """Returns the frozen cell, which is the only one of ``sweep_overrides``."""
+        (text,) = sweep_overrides
+        return thaw(master_config, text)
+
+    def load_configuration(self, *_: Any, **__: Any) -> DictConfig:
+        """Never: a frozen cell is not composed again."""
+        raise RuntimeError("a cell of a sweep was about to be composed from files")
+
+    def get_search_path(self) -> Any:
+        """Returns nothing: no file is looked for."""
+        return None
+
+    def get_sources(self) -> list[Any]:
+        """Returns no source: no file is looked for."""
+        return []
+
+    def list_groups(self, parent_name: str) -> list[str]:
+        """Returns no group: nothing is composed."""
+        return []
+
+    def get_group_options(self, group_name: str, *_: Any, **__: Any) -> list[str]:
+        """Returns no option: nothing is composed."""
+        return []
+
+    def compute_defaults_list(self, config_name: str | None, overrides: Sequence[str], run_mode: Any) -> Any:
+        """Returns no defaults: nothing is composed."""
+        return []

@@ -1,0 +1,290 @@
+"""What W&B is told about a run: a pure function of the records of ``events.jsonl``. Knows nothing of the wandb package.
+
+Live tracking and ``cl-report sync`` both go through :class:`Translation`, so that they say the same. Metrics are
+named ``section/metric``, sections are drawn against an axis:
+
+====================================================  ==========================================================
+train/*, validation/*                                 train/step, optimiser steps over the whole stream
+accuracy/*, forgetting/*, transfer/*, inference/*,    task, the number of tasks learned so far (0: none yet)
+class_accuracy/*, parameters/*, task/*, rank/*, ...
+rank_curve/*                                          rank_curve/rank, what the network was truncated to
+====================================================  ==========================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cl_runner.metrics import summarize
+
+STEP, TASK, RANK = "train/step", "task", "rank_curve/rank"
+AXES = {
+    STEP: ("train", "validation"),
+    TASK: (
+        *("accuracy", "forgetting", "transfer", "inference", "class_accuracy"),
+        *("parameters", "task", "rank", "delta_norm", "layer_parameters"),
+    ),
+    RANK: ("rank_curve",),
+}
+COUNTS = ("base", "trainable", "adapter", "normalisation", "head", "stored", "inference", "growth")
+_CURVES = {  # key of metrics.summarize on the tasks learned so far: name of the curve
+    "acc": "accuracy/mean_seen",
+    "learning_accuracy": "accuracy/learning",
+    "forgetting": "forgetting/mean",
+    "bwt": "transfer/backward",
+    "fwt": "transfer/forward",
+}
+_GATHERED = {  # kind of record: the field that is the same in all records of one row
+    "layer": "task",
+    "evaluated": "after_task",
+    "classes_evaluated": "after_task",
+    "task_inferred": "after_task",
+    "evaluated_at_rank": "rank",
+}
+_EXIT_CODES = {"done": 0, "failed": 1, "interrupted": 130}
+_NO_METRICS = ("time", "event")
+
+
+@dataclass(frozen=True)
+class Define:
+    """The metrics of a section are drawn against ``axis``."""
+
+    section: str
+    axis: str
+
+
+@dataclass(frozen=True)
+class Log:
+    """A row of the history. ``step`` grows from row to row and is the same whenever a record is sent again."""
+
+    step: int
+    values: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Summarise:
+    """Final values."""
+
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table, and where ``heat`` names three of its columns (row, column, value) a picture of it."""
+
+    step: int
+    name: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+    heat: tuple[str, str, str] | None = None
+
+
+@dataclass(frozen=True)
+class End:
+    """The run is over; W&B shows it as failed unless the code is 0."""
+
+    exit_code: int
+
+
+Call = Define | Log | Summarise | Table | End
+
+
+class Translation:
+    """Turns records into calls, in order.
+
+    Records that belong to one row (the accuracies of one evaluation, the layers of one task) are gathered and become
+    one call when another kind follows.
+
+    Args:
+        origin: Unix seconds; a row's step is the milliseconds since then, so that a run which is resumed, or sent a
+            second time, goes on where it was and W&B leaves out what it has.
+    """
+
+    def __init__(self, origin: float) -> None:
+        self._origin = origin
+        self._step = -1
+        self._train_steps = self._train_epochs = self._batches = 0
+        self._tasks: list[str] = []
+        self._rows: dict[int, dict[int, float]] = {}
+        self._layers: dict[tuple[int, str], dict[str, Any]] = {}
+        self._warnings: list[str] = []
+        self._gathered: dict[str, float] = {}
+        self._gathering: tuple[Any, ...] = ()
+        self._time = origin
+        self._exit_code = 1  # of a log that just stops
+        self._unknown: set[str] = set()
+
+    def opening(self) -> list[Define]:
+        """The calls before any record."""
+        return [Define(section, axis) for axis, sections in AXES.items() for section in sections]
+
+    def feed(self, record: Mapping[str, Any]) -> list[Call]:
+        """The calls that a record completes."""
+        event = str(record.get("event"))
+        group = (event, record.get(_GATHERED.get(event, "time")))
+        calls: list[Call] = [] if group == self._gathering else list(self._flush())
+        self._gathering = group
+        self._time = max(self._time, float(record.get("time") or 0.0))
+        handler: Callable[[Mapping[str, Any]], Iterable[Call]] = getattr(self, f"_on_{event}", self._on_anything)
+        return [*calls, *handler(record)]
+
+    def closing(self) -> list[Call]:
+        """The calls after the last record: what was gathered, tables, and how the run ended."""
+        calls: list[Call] = list(self._flush())
+        if self._warnings:
+            calls.append(Summarise({"warnings": "\n".join(self._warnings)}))
+        cells = [(after, task, value) for after, row in sorted(self._rows.items()) for task, value in row.items()]
+        if cells:
+            names = tuple((after, self._name(task), value) for after, task, value in cells)
+            columns = ("after_task", "task", "accuracy")
+            calls.append(Table(self._next_step(), "accuracy_matrix", columns, names, heat=columns))
+        if self._layers:
+            layers = list(self._layers.values())
+            keys = tuple(dict.fromkeys(key for layer in layers for key in layer))
+            rows = tuple(tuple(_cell(layer.get(key)) for key in keys) for layer in layers)
+            ranked = any(layer.get("rank") is not None for layer in layers)
+            heat = ("name", "task", "rank") if ranked else None
+            calls.append(Table(self._next_step(), "layers", keys, rows, heat=heat))
+        return [*calls, End(self._exit_code)]
+
+    # ------------------------------------------------------------------------------------------- one kind of record
+
+    def _on_run_started(self, record: Mapping[str, Any]) -> Iterator[Call]:
+        self._tasks = [str(name) for name in record.get("tasks") or ()]
+        yield Summarise({"status": "running"})
+
+    def _on_task_started(self, record: Mapping[str, Any]) -> Iterator[Call]:
+        self._batches = int(record.get("batches") or 0)
+        planned = {f"task/planned_{name}": record.get(name) for name in ("epochs", "batches")}
+        yield self._log({TASK: record.get("task"), **planned, **_rest("task", record, ("task", "epochs", "batches"))})
+
+    def _on_epoch(self, record: Mapping[str, Any]) -> Iterator[Call]:
+        self._train_epochs += 1
+        self._train_steps += self._batches or 1
+        renamed = {"train_loss": "train/loss", "validation_loss": "validation/loss", "epoch": "train/epoch_of_task"}
+        renamed |= {"validation_accuracy": "validation/accuracy", "epochs": "train/planned_epochs"}
+        values = {name: record.get(key) for key, name in renamed.items()}
+        values |= _rest("train", record, tuple(renamed))
+        seconds, images = record.get("seconds"), record.get("images")
+        values |= {"train/images_per_second": images / seconds if seconds and images else None}
+        yield self._log({STEP: self._train_steps, "train/epoch": self._train_epochs, **values})
+
+    def _on_task_finished(self, record: Mapping[str, Any]) -> Iterator[Call]:
+        counts = {f"parameters/{name}": record.get(name) for name in COUNTS}
+        yield self._log({TASK: record.get("task"), **counts, **_rest("task", record, ("task", *COUNTS))})
+
+    def _on_layer(self, record: Mapping[str, Any]) -> Iterator[Call]:
+        task, name = int(record.get("task") or 0), str(record.get("name"))
+        self._layers[task, name] = {key: value for key, value in record.items() if key not in _NO_METRICS}
+        shown = {"rank": "rank", "delta_norm": "delta_norm", "parameters": "layer_parameters"}
+        self._gather({TASK: task, **{f"{section}/{name}": record.get(key) for key, section in shown.items()}})
+        yield from ()
+
+    def _on_evaluated(self, record: Mapping[str, Any]) -> Iterator[Call]:
+        after, task, accuracy = int(record["after_task"]), int(record["task"]), record.get("accuracy")
+        if accuracy is not None:
+            self._rows.setdefault(after, {})[task] = float(accuracy)
+            self._gather({TASK: after, f"accuracy/task_{task}": accuracy})
+        yield from ()
+
+    def _on_classes_evaluated(self, record: Mapping[str, Any]) -> Iterator[Call]:
+        pairs = zip(record.get("class_ids") or (), record.get("accuracies") or (), strict=False)
+        self._gather({TASK: record.get("after_task"), **{f"class_accuracy/{label}": value for label, value in pairs}})
+        yield from ()
+
+    def _on_task_inferred(self, record: Mapping[str, Any]) -> Iterator[Call]:
+        self._gather({TASK: record["after_task"], f"inference/task_{record['task']}": record.get("accuracy")})
+        yield from ()
+
+    def _on_evaluated_at_rank(self, record: Mapping[str, Any]) -> Iterator[Call]:
+        self._gather({RANK: record["rank"], f"rank_curve/task_{record['task']}": record.get("accuracy")})
+        yield from ()
+
+    def _on_warning(self, record: Mapping[str, Any]) -> Iterator[Call]:
+        self._warnings.append(str(record.get("text")))
+        yield from ()
+
+    def _on_error(self, record: Mapping[str, Any]) -> Iterator[Call]:
+        yield Summarise({key: record[key] for key in ("error", "status") if record.get(key) is not None})
+
+    def _on_run_ended(self, record: Mapping[str, Any]) -> Iterator[Call]:
+        self._exit_code = _EXIT_CODES.get(str(record.get("status")), 1)
+        yield Summarise({key: value for key, value in record.items() if key not in _NO_METRICS and value is not None})
+
+    def _on_anything(self, record: Mapping[str, Any]) -> Iterator[Call]:
+        """A kind that is not known here: every number of it, under its own section."""
+        event = str(record.get("event"))
+        axis = next((record[key] for key in ("after_task", "task") if record.get(key) is not None), None)
+        if event not in self._unknown and axis is not None:
+            self._unknown.add(event)
+            yield Define(event, TASK)
+        values = _rest(event, record, ())
+        if values:
+            yield self._log(values if axis is None else {TASK: axis, **values})
+
+    # -------------------------------------------------------------------------------------------------------- helpers
+
+    def _gather(self, values: Mapping[str, Any]) -> None:
+        self._gathered.update({key: value for key, value in values.items() if value is not None})
+
+    def _flush(self) -> Iterator[Call]:
+        values, self._gathered = self._gathered, {}
+        if not values:
+            return
+        if self._gathering[0] == "evaluated":
+            values |= self._curves(int(self._gathering[1]))
+        if self._gathering[0] == "evaluated_at_rank":
+            accuracies = [value for key, value in values.items() if key != RANK]
+            values["rank_curve/mean"] = float(np.mean(accuracies))
+        yield self._log(values)
+
+    def _curves(self, after: int) -> dict[str, float]:
+        """What the matrix says about the tasks learned so far; nothing where an entry that is needed is missing."""
+        if after < 1:
+            return {}
+        cells = self._rows
+        row = cells[after]
+        values = {
+            f"forgetting/task_{task}": max(cells[i][task] for i in range(task, after)) - row[task]
+            for task in range(1, after)
+            if task in row and all(task in cells.get(i, {}) for i in range(task, after))
+        }
+        matrix = [[cells.get(i, {}).get(j, np.nan) for j in range(1, after + 1)] for i in range(1, after + 1)]
+        initial = [cells.get(0, {}).get(j, np.nan) for j in range(1, after + 1)]
+        found = summarize(matrix, initial)
+        return values | {name: value for key, name in _CURVES.items() if (value := found[key]) is not None}
+
+    def _log(self, values: Mapping[str, Any]) -> Log:
+        kept = {key: value for key, value in values.items() if value is not None}
+        return Log(self._next_step(), {**kept, "run/seconds": self._time - self._origin})
+
+    def _next_step(self) -> int:
+        self._step = max(self._step + 1, int(1000 * (self._time - self._origin)))
+        return self._step
+
+    def _name(self, task: int) -> str:
+        return f"{task} {self._tasks[task - 1]}" if 0 < task <= len(self._tasks) else str(task)
+
+
+def _rest(section: str, record: Mapping[str, Any], known: tuple[str, ...]) -> dict[str, float]:
+    """Every number of a record that has no name yet, lists and mappings taken apart."""
+    return dict(_numbers(section, {key: value for key, value in record.items() if key not in (*_NO_METRICS, *known)}))
+
+
+def _numbers(name: str, value: Any) -> Iterator[tuple[str, float]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _numbers(f"{name}/{key}", item)
+    elif isinstance(value, list):
+        for place, item in enumerate(value):
+            yield from _numbers(f"{name}/{place}", item)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield name, value
+
+
+def _cell(value: Any) -> Any:
+    return "x".join(map(str, value)) if isinstance(value, list) else value
