@@ -288,3 +288,18 @@ def test_a_module_is_replaced_by_name_even_where_names_are_numbers_out_of_step(n
     assert after[name] is new
     assert list(after) == [item for item in before if not item.startswith(f"{name}.")]
     assert all(after[item] is before[item] for item in after if item != name)
+
+
+def test_a_weight_that_two_modules_share_is_refused_by_name():
+    model = nn.Sequential(OrderedDict(first=nn.Linear(4, 4), body=nn.Linear(4, 4), last=nn.Linear(4, 4)))
+    model.last.weight = model.first.weight
+    with pytest.raises(RequestError, match="'first' shares its weight with 'last'"):
+        attach(model, rank=1)
+    adapter = ConvLoRA(rank=1, base="frozen")
+    adapter.attach(model, Placement(names=["body"]))
+    assert adapter.adapted_layers() == ["body"]
+
+
+def test_only_linear_layers_have_a_role():
+    model = nn.ModuleDict({"fc1": nn.Conv2d(4, 4, 1), "mlp": nn.ModuleDict({"fc1": nn.Linear(4, 4)})})
+    assert Placement(roles=["mlp_in"]).choose(model) == ["mlp.fc1"]

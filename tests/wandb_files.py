@@ -62,12 +62,23 @@ class Seen:
         return [dict(zip(content["columns"], row, strict=True)) for row in content["data"]]
 
 
+def nested(items: Any) -> dict[str, Any]:
+    """The values of a record by key; a key of several words is a mapping in a mapping."""
+    found: dict[str, Any] = {}
+    for item in items:
+        *outer, last = list(item.nested_key) or [item.key]
+        place = found
+        for word in outer:
+            place = place.setdefault(word, {})
+        place[last] = json.loads(item.value_json)
+    return found
+
+
 def read_run(path: Path) -> Seen:
     """Reads `run-ID.wandb` through W&B's own protobuf."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     seen = Seen(raw=path.read_bytes(), folder=path.parent)
-    names: dict[int, str] = {}
     for part in parts(seen.raw):
         record = Record.FromString(part)
         match record.WhichOneof("record_type"):
@@ -75,17 +86,11 @@ def read_run(path: Path) -> Seen:
                 seen.run = record.run
                 seen.config |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
             case "history":
-                items = {item.key or ".".join(item.nested_key): item.value_json for item in record.history.item}
-                seen.history.append({key: json.loads(value) for key, value in items.items()})
+                seen.history.append(nested(record.history.item))
             case "summary":
-                for item in record.summary.update:
-                    seen.summary[item.key or ".".join(item.nested_key)] = json.loads(item.value_json)
-            case "config":
-                seen.config |= {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.config.update}
+                seen.summary |= nested(record.summary.update)
             case "metric":
-                name = record.metric.name or record.metric.glob_name
-                names[len(names)] = name
-                seen.axes[name] = record.metric.step_metric
+                seen.axes[record.metric.name or record.metric.glob_name] = record.metric.step_metric
             case "exit":
                 seen.exit_code = record.exit.exit_code
             case "artifact":

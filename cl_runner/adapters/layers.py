@@ -211,8 +211,22 @@ def adapt(root: nn.Module, name: str, how: str = compute.AUTO) -> Site:
     parent, _, piece = name.rpartition(".")
     owner = root.get_submodule(parent)
     if piece in PIECES and (isinstance(owner, Packed) or piece not in owner._modules):
+        refuse_tied(root, parent)
         return _slice(owner, parent, piece, how)
+    refuse_tied(root, name)
     return adapt_layer(root.get_submodule(name), name, how)
+
+
+def refuse_tied(root: nn.Module, name: str) -> None:
+    """Raises RequestError where a layer's weight is another module's too: merging would change both."""
+    layer = root.get_submodule(name)
+    own = [layer._parameters.get(leaf) for leaf in ("weight", "in_proj_weight")]
+    for other, parameter in root.named_parameters(remove_duplicate=False):
+        where = other.rpartition(".")[0]
+        if where != name and any(parameter is item for item in own):
+            raise RequestError(
+                f"placement: '{name}' shares its weight with '{where}', and merging would change both", ELSEWHERE
+            )
 
 
 def adapt_layer(layer: nn.Module, name: str, how: str = compute.AUTO) -> Site:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cl_runner.adapters.layers import ELSEWHERE
+from cl_runner.adapters.layers import ELSEWHERE, refuse_tied
 from cl_runner.backbones.heads import Head
 from cl_runner.errors import RequestError
 
@@ -45,15 +45,7 @@ def check_layer(root: nn.Module, name: str) -> None:
         raise RequestError(
             "placement.head=true: the head trains in full, and adapter=peft does not wrap it", "drop placement.head"
         )
-    others = [
-        other.rpartition(".")[0]
-        for other, item in root.named_parameters(remove_duplicate=False)
-        if item is module.weight and other != f"{name}.weight"
-    ]
-    if others:
-        raise RequestError(
-            f"placement: '{name}' shares its weight with '{others[0]}', and merging would change both", ELSEWHERE
-        )
+    refuse_tied(root, name)
     parent = root.get_submodule(name.rpartition(".")[0])
     takers = [kind.__name__ for kind in type(parent).__mro__ if kind.__name__ in WEIGHT_TAKERS]
     if takers:

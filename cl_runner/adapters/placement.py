@@ -127,7 +127,8 @@ class Placement:
             d_in, d_out = (rows, columns) if is_conv1d(module) else (columns, rows)
             if is_fused(name, int(d_in), int(d_out)):
                 return {prefix + piece: Candidate("linear", piece) for piece in PIECES}
-        return {name: Candidate(_kind(module), role_of(name))}
+        kind = _kind(module)
+        return {name: Candidate(kind, role_of(name) if kind == "linear" else None)}
 
     def _plays(self, item: Candidate) -> bool:
         return self.roles is None or item.role in self.roles

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections import OrderedDict
 from pathlib import Path
 
 import torch
@@ -13,12 +14,15 @@ from cl_runner.errors import RequestError
 
 SUFFIXES = (".safetensors", ".pth", ".pt")
 NEST_KEYS = ("state_dict", "model")
+KEPT = 2  # weight files that a process holds
+_kept: OrderedDict[tuple[str, int, int], dict[str, Tensor]] = OrderedDict()
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
     """Reads the state dict of a weights file, also one nested under ``state_dict`` or ``model``.
 
-    The prefix ``module.`` of a data-parallel network is taken off.
+    The prefix ``module.`` of a data-parallel network is taken off. A file is read once a process as long as it stays the
+    same: nobody may write into the tensors.
 
     Raises:
         RequestError: the file is missing, damaged, holds code, or holds no state dict; the message names it.
@@ -29,6 +33,17 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         raise RequestError(f"{request}: no such file", f"a weights file ends in {', '.join(SUFFIXES)}")
     if file.suffix not in SUFFIXES:
         raise RequestError(f"{request}: not a weights file by its name", f"it must end in {', '.join(SUFFIXES)}")
+    found = file.stat()
+    key = (str(file.resolve()), found.st_size, found.st_mtime_ns)
+    if key not in _kept:
+        _kept[key] = _state(file, request)
+        while len(_kept) > KEPT:
+            _kept.popitem(last=False)
+    _kept.move_to_end(key)
+    return dict(_kept[key])
+
+
+def _state(file: Path, request: str) -> dict[str, Tensor]:
     try:
         loaded = _read(file)
     except pickle.UnpicklingError as error:
@@ -48,6 +63,11 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     if all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
     return dict(state)
+
+
+def forget() -> None:
+    """Lets go of every file that was read."""
+    _kept.clear()
 
 
 def _read(file: Path) -> object:

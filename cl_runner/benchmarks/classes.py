@@ -13,7 +13,8 @@ from cl_runner.benchmarks.stream import Task, TaskStream
 from cl_runner.errors import RequestError
 
 if TYPE_CHECKING:
-    from cl_runner.benchmarks.sources.source import Facts, ImageData, Source
+    from cl_runner.benchmarks.cache import Decoded
+    from cl_runner.benchmarks.sources.source import Facts, Source
 
 Progress = Callable[[int, int], None]
 
@@ -87,12 +88,13 @@ class ClassSplit(ABC):
 
     def stream(self, data_root: Path, progress: Progress | None = None) -> TaskStream:
         """The stream with its data in memory."""
+        from cl_runner.benchmarks.cache import decoded
         from cl_runner.benchmarks.store import ImageStore, Part
 
         source = self.source(self._root(data_root))
         facts = source.facts()
         cuts = self._cut(facts.n_classes)  # refuses before anything is read
-        data = source.load(progress)
+        data = decoded(source, progress)
         order = self._class_order(facts.n_classes)
         position = np.empty(facts.n_classes, dtype=np.int64)
         position[list(order)] = np.arange(facts.n_classes)
@@ -101,7 +103,7 @@ class ClassSplit(ABC):
         n_train = len(data.train_labels)
         train_ids, validation_ids = self._split(data)
         store = ImageStore(
-            images=np.concatenate([data.train_images, data.test_images]),
+            images=data.images_NCHW,
             labels=labels,
             tasks=task_of_class[labels] if self.task_labels else np.zeros_like(labels),
             mean=facts.mean,
@@ -184,7 +186,7 @@ class ClassSplit(ABC):
             return 0
         return min(max(round(self.validation_fraction * count), 1), count - 1)
 
-    def _split(self, data: ImageData) -> tuple[np.ndarray, np.ndarray]:
+    def _split(self, data: Decoded) -> tuple[np.ndarray, np.ndarray]:
         """Training and validation ids, class by class, each drawn from (split_seed, the dataset's label)."""
         train, validation = [], []
         for label in range(len(data.class_names)):

@@ -16,7 +16,7 @@ class ImageStore:
     """All images of a benchmark, training part first, with labels in the network's space.
 
     Args:
-        images: uint8, (N, H, W, C).
+        images: uint8, (N, H, W, C); or a tensor (N, C, H, W) that is taken as it is and never written into.
         labels: class ids in the network's label space, (N,).
         tasks: task index of each sample, (N,); all zero where task labels are not given.
         mean: per channel, of pixel values in [0, 1].
@@ -26,13 +26,15 @@ class ImageStore:
     def __init__(
         self,
         *,
-        images: np.ndarray,
+        images: np.ndarray | Tensor,
         labels: np.ndarray,
         tasks: np.ndarray,
         mean: tuple[float, ...],
         std: tuple[float, ...],
     ) -> None:
-        self.host_NCHW = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+        if isinstance(images, np.ndarray):
+            images = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+        self.host_NCHW = images
         self.images_NCHW = self.host_NCHW
         self.labels = torch.from_numpy(labels.astype(np.int64))
         self.host_labels = self.labels

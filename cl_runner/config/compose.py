@@ -13,6 +13,13 @@ from cl_runner.config.inherit import shed
 from cl_runner.errors import RequestError, nearest, shown
 
 FREE = ("adapter.options.", "adapter.options=")  # a mapping that takes keys which no configuration lists
+PLUGINS = {  # of Hydra, that come with an extra: what is chosen, the extra and what it brings
+    ("hydra/launcher", "joblib"): ("sweeps", "hydra-joblib-launcher"),
+    ("hydra/launcher", "submitit_local"): ("sweeps", "hydra-submitit-launcher"),
+    ("hydra/launcher", "submitit_slurm"): ("sweeps", "hydra-submitit-launcher"),
+    ("hydra/launcher", "ray"): ("ray", "hydra-ray-launcher"),
+    ("hydra/sweeper", "optuna"): ("optuna", "hydra-optuna-sweeper"),
+}
 SYNTAX = "overrides are written GROUP=NAME or GROUP.KEY=VALUE; see cl-run --help"
 
 
@@ -124,6 +131,10 @@ def _culprit(error: Exception, overrides: list[str], config_dir: str | None) -> 
 
 def _unknown_choice(missing: str, options: list[str]) -> RequestError:
     group, _, choice = missing.removesuffix(".yaml").rpartition("/")
+    if (group, choice) in PLUGINS:
+        extra, package = PLUGINS[group, choice]
+        key = group.replace("hydra/launcher", "launcher")  # our group chooses Hydra's
+        return RequestError(f"{key}={choice}: {package} is not installed", f"pip install 'cl-runner[{extra}]'")
     known = sorted(name for name in options if not name.startswith("_"))
     if not group:
         return RequestError(f"there is no configuration named '{shown(choice)}'", "leave --config-name out")

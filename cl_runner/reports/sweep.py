@@ -81,7 +81,7 @@ class SweepReport(Callback):
         others = [_other(ended, place, everywhere) for ended in cells if ended.status != "done"]
         if others:
             groups = [_set_apart(group, everywhere) for group in groups]
-        if not self._quiet and (groups or others):
+        if not self._quiet and (groups or len(others) > 1):
             show(groups, sys.stdout, others)
         written = []
         if groups or any(ended.folder and ended.folder.exists() for ended in cells):

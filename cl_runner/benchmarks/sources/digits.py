@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from cl_runner.benchmarks.sources.source import Facts, ImageData, Progress, Source
@@ -30,6 +32,10 @@ class Digits(Source):
     def find(self) -> str:
         """Returns that nothing needs to be found."""
         return "bundled with scikit-learn"
+
+    def reads(self) -> list[Path] | None:
+        """Returns no file: the digits are part of an installed package."""
+        return []
 
     def verify(self, progress: Progress | None = None) -> str:
         """Returns that there is nothing to verify."""

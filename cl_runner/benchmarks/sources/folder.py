@@ -56,6 +56,10 @@ class ImageFolder(Source):
         self._parts()
         return str(self.root)
 
+    def reads(self) -> list[Path] | None:
+        """Returns the folders of the train and the test part."""
+        return list(self._parts())
+
     def verify(self, progress: Progress | None = None) -> str:
         """Decodes every file."""
         classes, (train, _), (test, _) = self._scan()

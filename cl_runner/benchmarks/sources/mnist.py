@@ -101,6 +101,11 @@ class Mnist(Source):
         """Returns the folder that holds all four files."""
         return str(self._place()[0])
 
+    def reads(self) -> list[Path] | None:
+        """Returns the four files."""
+        place, _ = self._place()
+        return [path for file in self.files if (path := _path(place, file)) is not None]
+
     def verify(self, progress: Progress | None = None) -> str:
         """Unpacks and checks the four files in memory."""
         place, _ = self._arrays(progress)

@@ -100,6 +100,13 @@ class Source(ABC):
     def verify(self, progress: Progress | None = None) -> str:
         """Reads every file and returns one line of what is there; raises RequestError. Writes nothing."""
 
+    def reads(self) -> list[Path] | None:
+        """Returns the files and folders that :meth:`load` reads: while they stay the same, so does what it returns.
+
+        None: that is not known, and every run loads anew. Raises MissingData.
+        """
+        return None
+
     def state(self) -> tuple[str, str]:
         """Returns ("ready" | "missing" | "damaged", one line of detail), after a full :meth:`verify`."""
         try:
@@ -154,6 +161,10 @@ class ArchiveSource(Source):
     def find(self) -> str:
         """Returns the unpacked folder's path, else the archive's."""
         return str(self.place())
+
+    def reads(self) -> list[Path] | None:
+        """Returns the unpacked folder, else the archive."""
+        return [self.place()]
 
     def check_archive(self, archive: Path) -> None:
         """Raises RequestError unless ``archive`` is the official one."""
