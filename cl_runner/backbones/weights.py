@@ -21,8 +21,8 @@ _kept: OrderedDict[tuple[str, int, int], dict[str, Tensor]] = OrderedDict()
 def read_state(path: str | Path) -> dict[str, Tensor]:
     """Reads the state dict of a weights file, also one nested under ``state_dict`` or ``model``.
 
-    The prefix ``module.`` of a data-parallel network is taken off. A file is read once a process as long as it stays the
-    same: nobody may write into the tensors.
+    The prefix ``module.`` of a data-parallel network is taken off. A file is read once a process as long as it stays
+    the same: nobody may write into the tensors.
 
     Raises:
         RequestError: the file is missing, damaged, holds code, or holds no state dict; the message names it.

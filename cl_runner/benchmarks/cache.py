@@ -93,8 +93,8 @@ def _key(source: Source) -> tuple[object, ...] | None:
 def _fingerprint(places: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for place in places:
-        files = [place] if not place.is_dir() else (Path(at) / name for at, _, names in os.walk(place) for name in names)
-        for file in sorted(files):
+        below = (Path(at) / name for at, _, names in os.walk(place) for name in names)
+        for file in sorted(below) if place.is_dir() else [place]:
             found = file.stat()
             digest.update(f"{file.absolute()}\0{found.st_size}\0{found.st_mtime_ns}\n".encode())
     return digest.hexdigest()

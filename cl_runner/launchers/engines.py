@@ -171,8 +171,8 @@ class InThisProcess(Engine):
 class Pool(Engine):
     """Processes that take one cell after another: joblib.
 
-    Where one of them is killed (out of memory, say) joblib gives up all of them. What had begun is then tried once more,
-    each cell alone, so that the one that brings its process down is the only one that fails; the others go on.
+    Where one of them is killed (out of memory, say) joblib gives up all of them. What had begun is then tried once
+    more, each cell alone, so that the one that brings its process down is the only one that fails; the others go on.
     """
 
     def _run(self, cells: Sequence[Cell]) -> None:
@@ -228,4 +228,3 @@ def engine_of(launcher: Launcher, target: str, ticket: Ticket) -> Engine:
         return InThisProcess(launcher, ticket)
     kinds = {"JoblibLauncher": Pool, "LocalLauncher": Jobs, "SlurmLauncher": Queue}
     return kinds.get(target.rpartition(".")[2], Engine)(launcher, ticket)
-

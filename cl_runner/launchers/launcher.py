@@ -126,7 +126,8 @@ class CellLauncher(Launcher):
         return [_returned(cell) for cell in cells]
 
     def _bad(self, cells: Sequence[Cell]) -> bool:
-        return any(ended.code for ended in self._door.cells) or any(cell.outcome and cell.outcome.code for cell in cells)
+        ended = [*self._door.cells, *(cell.outcome for cell in cells if cell.outcome is not None)]
+        return any(one.code for one in ended)
 
     def _cell(self, number: int, overrides: list[str]) -> Cell:
         """Composes, checks and freezes one cell; what is refused or done has its outcome already."""

@@ -1,4 +1,4 @@
-"""One process a run folder: a lock file that says who is at work there, and that a dead process does not leave behind."""
+"""One process a run folder: a lock file that says who is at work there, and that outlives nobody."""
 
 from __future__ import annotations
 
@@ -107,7 +107,8 @@ def _clear(place: Path) -> None:
     if other is not None:
         who = f"process {other.get('pid', '?')} on {other.get('host', '?')}"
         raise RequestError(
-            f"{place.parent}: {who} is running this cell", f"call again when it has ended; if it is gone, remove {place}"
+            f"{place.parent}: {who} is running this cell",
+            f"call again when it has ended; if it is gone, remove {place}",
         )
     aside = place.with_name(f"{NAME}.{socket.gethostname()}.{os.getpid()}")
     try:

@@ -8,11 +8,21 @@ from collections.abc import Mapping
 from typing import Any
 
 HIDDEN = "***"
-_SECRET_WORDS = {"token", "secret", "secrets", "password", "passwd", "passphrase", "credential", "credentials", "apikey"}
+_SECRET_WORDS = {
+    "token",
+    "secret",
+    "secrets",
+    "password",
+    "passwd",
+    "passphrase",
+    "credential",
+    "credentials",
+    "apikey",
+}
 _SECRET_PAIRS = {("api", "key"), ("access", "key"), ("private", "key"), ("secret", "key"), ("auth", "key")}
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _USER_IN_URL = re.compile(r"(?P<scheme>\b[a-zA-Z][\w+.-]*://)[^\s/@'\"]+@")
-_ASSIGNED = re.compile(r"(?P<key>[\w.-]+)(?P<sign>\s*[=:]\s*)(?P<value>'[^']*'|\"[^\"]*\"|[^\s&,;'\"}\]]+)")
+_ASSIGNED = re.compile(r"(?P<key>[\w.-]+)(?P<sign>['\"]?\s*[=:]\s*)(?P<value>'[^']*'|\"[^\"]*\"|[^\s&,;'\"}\]]+)")
 _BEARER = re.compile(r"(?i)\b(bearer\s+)\S+")
 _SHORTEST = 8  # of a value of the environment; a shorter one would hide half the words of a text
 
@@ -40,7 +50,8 @@ def redact_text(text: str) -> str:
 
     def hide(found: re.Match[str]) -> str:
         telling = is_secret(found["key"]) and not found["key"].lower().startswith("credential")  # a word of messages
-        return found["key"] + found["sign"] + HIDDEN if telling else found[0]
+        quote = found["value"][0] if found["value"][0] in "'\"" else ""
+        return f"{found['key']}{found['sign']}{quote}{HIDDEN}{quote}" if telling else found[0]
 
     return _ASSIGNED.sub(hide, text)
 

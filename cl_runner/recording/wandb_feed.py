@@ -31,6 +31,7 @@ POLL_SECONDS = 0.25
 CONNECT_SECONDS = 5.0
 NICE = 10  # training goes first
 SHARE_OF_TIMEOUT = 0.8  # what W&B gets of it to finish, so that it can say itself that it could not
+_SERVICE_GONE = ("HandleAbandonedError", "MailboxClosedError")
 
 
 class Trouble(Exception):
@@ -45,16 +46,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Trouble as trouble:
         said = {"problem": str(trouble)}
     except Exception as error:  # whatever W&B raises
-        reason = f"{type(error).__name__}: {error}"
-        said = {"problem": f"the credentials are refused ({reason})" if _refused(reason) else reason}
+        said = {"problem": _explained(error)}
     said["problem"] = said.get("problem") and " ".join(redact_text(said["problem"]).split())[:300]
     sys.__stdout__.write(json.dumps(said) + "\n")  # type: ignore[union-attr]
     sys.__stdout__.flush()  # type: ignore[union-attr]
     os._exit(1 if said["problem"] else 0)  # W&B's exit hooks would wait for what is lost
 
 
-def _refused(reason: str) -> bool:
-    return "error 401" in reason or reason.startswith("AuthenticationError")
+def _explained(error: Exception) -> str:
+    kind = type(error).__name__
+    if isinstance(error, ConnectionError) or kind in _SERVICE_GONE:
+        return f"W&B's own process ended ({kind})"
+    reason = f"{kind}: {error}"
+    refused = "error 401" in reason or kind == "AuthenticationError"
+    return f"the credentials are refused ({reason})" if refused else reason
 
 
 def _parser() -> argparse.ArgumentParser:
