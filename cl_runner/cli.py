@@ -28,7 +28,7 @@ class _Door:
         cells: how each request ended.
         not_begun: cells of a sweep that ended before their turn.
         report: what a sweep leaves besides its cells; None where there is no sweep, or nothing to report it.
-        crashed: a run that is no cell raised what is neither a refusal nor a failed run.
+        crashed: what was raised is no composition error: a run, or what was to start the cells, raised it.
     """
 
     def __init__(self) -> None:
@@ -85,8 +85,6 @@ def execute(arguments: list[str]) -> int:
         return _refuse(error)
     except Exception as error:
         if door.crashed or options is None:
-            raise
-        if door.report is not None:  # a sweep was under way: nothing that the user typed did this
             door.finish()
             raise
         from cl_runner.config.compose import explain

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib
 import inspect
@@ -22,12 +23,13 @@ from cl_runner.config.checks import NETWORK_KEYS, UNTARGETED, settle
 from cl_runner.config.components import COMPONENTS
 from cl_runner.config.compose import compose, config_folder
 from cl_runner.config.options import takes
-from cl_runner.config.schema import Placement, Run, Tracking, Trainer
+from cl_runner.config.schema import Placement, Run, Tracking, Trainer, Wandb
 from cl_runner.errors import RequestError, nearest, shown
 
 CONFIGS = config_folder()
 GROUPS = sorted(folder.name for folder in CONFIGS.iterdir() if folder.is_dir())
 CHOICES = [(group, file.stem) for group in GROUPS for file in sorted((CONFIGS / group).glob("*.yaml"))]
+OVER_ALL = {"experiment", "debug", "launcher"}  # groups without a node of their own
 EXPERIMENTS = [name for group, name in CHOICES if group == "experiment"]
 COMPONENT_CHOICES = [(group, name) for group, name in CHOICES if group in COMPONENTS or group in UNTARGETED]
 NEEDED = {  # what a choice asks for, besides itself
@@ -78,14 +80,16 @@ def default_of(schema: type, name: str) -> Any:
 
 
 def test_every_group_has_a_schema_and_every_schema_a_file():
-    assert set(GROUPS) == {*COMPONENTS, *UNTARGETED, "experiment", "debug"}
+    assert set(GROUPS) == {*COMPONENTS, *UNTARGETED, *OVER_ALL}
     targets = {yaml.safe_load((CONFIGS / g / f"{n}.yaml").read_text()).get("_target_") for g, n in COMPONENT_CHOICES}
     assert {default_of(schema, "_target_") for _, schema in SCHEMAS} <= targets
-    assert set(GROUPS) - {"experiment", "debug"} <= {field.name for field in dataclasses.fields(Run)}
+    assert set(GROUPS) - OVER_ALL <= {field.name for field in dataclasses.fields(Run)}
 
 
 @pytest.mark.parametrize(("group", "name"), CHOICES)
 def test_every_file_composes_and_settles(group, name):
+    if (group, name) == ("launcher", "ray"):
+        pytest.importorskip("hydra_plugins.hydra_ray_launcher")
     settled = request(chosen(group, name))
     assert OmegaConf.is_readonly(settled) and not OmegaConf.is_missing(settled, "seed")
     plain = OmegaConf.to_container(settled)
@@ -115,7 +119,7 @@ def test_a_file_lists_exactly_the_keys_of_its_schema(group, name):
 def test_the_table_of_contents_lists_every_key_of_the_schema():
     top = yaml.safe_load((CONFIGS / "run.yaml").read_text())
     groups = [next(iter(entry)) for entry in top["defaults"] if isinstance(entry, dict) and len(entry) == 1]
-    groups = [name for name in groups if "/" not in name]
+    groups = [name for name in groups if "/" not in name and name not in OVER_ALL]
     keys = set(top) - {"defaults", "hydra"}
     assert sorted([*groups, *keys]) == sorted(field.name for field in dataclasses.fields(Run))
     for field in dataclasses.fields(Run):
@@ -203,6 +207,10 @@ def options() -> list[Any]:
                 continue
             key = f"{group}.{field.name}" if group else field.name
             found.append(pytest.param(choice, key, kinds[field.name], field.metadata, id=f"{schema.__name__}-{key}"))
+    found = [item for item in found if item.values[1] != "tracking.wandb"]  # a node, whose keys are options instead
+    for field in dataclasses.fields(Wandb):
+        values = (["tracking=wandb"], f"tracking.wandb.{field.name}", typing.get_type_hints(Wandb)[field.name])
+        found.append(pytest.param(*values, field.metadata, id=f"Wandb-{field.name}"))
     return found
 
 
@@ -243,12 +251,15 @@ def base(choice: list[str]) -> dict[str, Any]:
         assert isinstance(content, dict)
         _BASES[tuple(choice)] = content  # type: ignore[assignment]
     kept = _BASES[tuple(choice)]
-    return {key: dict(value) if isinstance(value, dict) else value for key, value in kept.items()}
+    return copy.deepcopy(kept)
 
 
 def with_value(config: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
-    group, _, name = key.rpartition(".")
-    (config[group] if group else config)[name] = value
+    *outer, name = key.split(".")
+    node = config
+    for part in outer:
+        node = node[part]
+    node[name] = value
     return config
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from cl_runner.errors import RequestError
 from cl_runner.recording import RunFolder
-from cl_runner.reports import figures, points
+from cl_runner.reports import figures, points, run_figures
 from cl_runner.reports.cli import main
 from cl_runner.reports.collect import find_runs, group_runs
 from cl_runner.reports.tables import csv_text
@@ -270,3 +270,66 @@ def test_a_figure_leaves_no_open_window_behind(write, tmp_path):
     before = pyplot.get_fignums()
     figures.pareto(groups_of(tmp_path), tmp_path / "x.png")
     assert pyplot.get_fignums() == before
+
+
+# ------------------------------------------------------------------------------------------- what runs did
+
+NOT_EVALUATED = [[0.9, None], [0.7, 0.8]]
+
+
+def test_the_matrix_is_drawn_in_percent_with_gaps(write, tmp_path, drawn):
+    write("a", matrix=NOT_EVALUATED)
+    run_figures.draw("matrix", groups_of(tmp_path), tmp_path / "matrix.png")
+    (axes,) = drawn
+    shown = axes.images[0].get_array().filled(-1)
+    assert shown.round(6).tolist() == [[90.0, -1.0], [70.0, 80.0]]
+    assert sorted(text.get_text() for text in axes.texts) == ["70", "80", "90"]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["1", "2"], "nothing was evaluated before training"
+    assert axes.get_ylabel() == "after task" and axes.images[0].get_clim() == (0, 100)
+
+
+def test_several_groups_have_no_one_matrix(write, tmp_path, capsys):
+    write("a", matrix=THREE)
+    write("b", rank=2, matrix=THREE)
+    assert main([str(tmp_path / "runs"), "--plot", "matrix", "--out", str(tmp_path / "x.png")]) == 2
+    assert "draws one group, and there are 2" in capsys.readouterr().err
+
+
+def test_accuracy_and_forgetting_are_lines_with_bands(write, tmp_path, drawn):
+    for seed, shift in enumerate((0.0, 0.1)):
+        write(f"a{seed}", seed, matrix=[[cell - shift for cell in row] for row in THREE])
+    run_figures.draw("tasks", groups_of(tmp_path), tmp_path / "x.png")
+    accuracy, forgetting = drawn[0].figure.axes
+    # seen: 0.9; (0.7 + 0.8) / 2; (0.5 + 0.7 + 0.6) / 3; both seeds' mean is 0.05 less
+    assert list(accuracy.lines[0].get_ydata()) == pytest.approx([85.0, 70.0, 55.0])
+    assert list(forgetting.lines[0].get_xdata()) == [2, 3]
+    assert list(forgetting.lines[0].get_ydata()) == pytest.approx([20.0, 25.0])  # (0.9 - 0.5 + 0.8 - 0.7) / 2
+    band = accuracy.collections[0].get_paths()[0].vertices
+    assert band[:, 1].max() == pytest.approx(85 + 10 / 2**0.5)
+
+
+def test_growth_and_ranks_come_from_their_tables(write, tmp_path, drawn):
+    folder = write("a", matrix=NOT_EVALUATED)
+    (folder / "parameters.csv").write_text("task,growth\n1,0.1\n2,0.25\n")
+    (folder / "layers.csv").write_text("task,name,rank\n1,net.a,4\n2,net.a,3\n1,net.b,2\n2,net.b,0\n")
+    run_figures.draw("growth", groups_of(tmp_path), tmp_path / "x.png")
+    run_figures.draw("layers", groups_of(tmp_path), tmp_path / "y.svg")
+    growth, ranks = drawn
+    assert list(growth.lines[0].get_xdata()) == [1, 2] and list(growth.lines[0].get_ydata()) == pytest.approx([10, 25])
+    assert ranks.images[0].get_array().tolist() == [[4, 3], [2, 0]], "a rank of 0 is a rank"
+    assert [text.get_text() for text in ranks.get_yticklabels()] == ["a", "b"], "what all names share is left out"
+    assert "<text" in (tmp_path / "y.svg").read_text(), "text stays text"
+
+
+def test_a_dollar_is_a_dollar(write, tmp_path, drawn):
+    folder = write("a", matrix=[[0.5]])
+    (folder / "accuracy_matrix.csv").write_text("after_task,$\\frac\n1,0.5\n")
+    run_figures.draw("matrix", groups_of(tmp_path), tmp_path / "x.png")
+    assert is_png(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize(("name", "said"), [("layers", "rank"), ("matrix", "accuracy_matrix.csv")])
+def test_pictures_of_runs_without_their_table_are_refused(write, tmp_path, capsys, name, said):
+    write("a", matrix=None if name == "matrix" else THREE)
+    assert main([str(tmp_path / "runs"), "--plot", name, "--out", str(tmp_path / "x.png")]) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "x.png").exists()

@@ -11,7 +11,7 @@ from runs_helpers import small_run
 
 SEEDS = (0, 1, 2)
 TRUNCATION = [
-    "+experiment=rank_truncation", "trainer.epochs=25", "trainer.threads=1", "backbone.width=16",
+    "+experiment=rank_truncation", "trainer.epochs=20", "trainer.threads=1", "backbone.width=16",
     "adapter.eval_ranks=[1,2,3,8]", "optimizer.lr=0.005",
 ]  # fmt: skip
 
@@ -49,5 +49,4 @@ def test_codyras_weights_drift_less_than_loras_of_the_same_start_rank(tmp_path):
         ]
         for adapter in ("codyra", "lora")
     }
-    print(drift)
-    assert all(gated < fixed for gated, fixed in zip(drift["codyra"], drift["lora"], strict=True))
+    assert fmean(drift["codyra"]) < 0.95 * fmean(drift["lora"])

@@ -1,152 +1,27 @@
-"""Sweeps: what a cell is called, what a second call skips and starts over, what a sweep leaves besides its cells."""
+"""Sweeps: what a second call skips and starts over, cells that do not end well, interruptions."""
 
 from __future__ import annotations
 
-import copy
-import csv
-import gc
 import json
-import logging
+import os
+import signal
 import subprocess
 import sys
-import weakref
+import time
 from pathlib import Path
 
 import pytest
 import yaml
-from hydra.core.plugins import Plugins
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from sweep_helpers import CELLS, QUICK, cells, rows
 
 from cl_runner import cli, learning, runner
-from cl_runner.config.checks import settle
-from cl_runner.config.compose import compose
-from cl_runner.config.identity import IDLE, cell_hash
 
-QUICK = [
-    "trainer.epochs=1", "benchmark.per_class=5", "benchmark.n_tasks=2", "backbone.width=4", "trainer.device=cpu",
-    "strategy=naive",
-]  # fmt: skip
-CELLS = Path("outputs/sweeps/quickstart")
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    """Every test works in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("CL_DATA_ROOT", str(tmp_path / "data"))
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    monkeypatch.setattr(sys, "argv", list(sys.argv))
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    handlers, level = list(logging.root.handlers), logging.root.level
-    yield
-    logging.root.handlers[:] = handlers
-    logging.root.setLevel(level)
-
-
-@pytest.fixture
-def learned(monkeypatch):
-    """The configurations of all runs that train from now on."""
-    seen = []
-    learn = learning.learn
-
-    def watch(config, *args, **options):
-        seen.append(config)
-        return learn(config, *args, **options)
-
-    monkeypatch.setattr(learning, "learn", watch)
-    return seen
-
-
-def cells() -> dict[int, Path]:
-    """The cells on disk by their seed."""
-    return {yaml.safe_load(file.read_text())["seed"]: file.parent for file in CELLS.glob("*/config.yaml")}
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
     files = [file for file in folder.rglob("*") if file.is_file()]
     return {file.name: (file.stat().st_mtime_ns, file.read_bytes()) for file in files}
-
-
-def rows(file: Path) -> list[dict[str, str]]:
-    with file.open(newline="") as stream:
-        return list(csv.DictReader(stream))
-
-
-# ------------------------------------------------------------------------------------------ the name of a cell
-
-PLAIN = {
-    "mode": "train", "seed": 0, "output_root": "outputs", "quiet": False, "data_root": None, "resume": None,
-    "adapter": {"rank": 4, "alpha": None}, "trainer": {"device": "auto", "threads": None, "epochs": 2},
-    "tracking": {"csv": False},
-}  # fmt: skip
-
-
-def shuffled(node, order):
-    """The same mapping with its keys in another order, all the way down."""
-    if not isinstance(node, dict):
-        return node
-    keys = sorted(node, key=lambda key: order.random())
-    return {key: shuffled(node[key], order) for key in keys}
-
-
-@given(st.randoms())
-def test_the_order_of_keys_says_nothing(order):
-    assert cell_hash(shuffled(PLAIN, order)) == cell_hash(PLAIN)
-
-
-@settings(max_examples=25)
-@given(st.sampled_from(IDLE), st.none() | st.booleans() | st.integers() | st.text(max_size=5))
-def test_where_a_run_computes_says_nothing(path, value):
-    *parents, leaf = path.split(".")
-    other = copy.deepcopy(PLAIN)
-    node = other[parents[0]] if parents else other
-    node[leaf] = value
-    assert cell_hash(other) == cell_hash(PLAIN)
-
-
-@settings(max_examples=25)
-@given(st.dictionaries(st.sampled_from(["seed", "rank", "device", "epochs"]), st.integers(0, 3)), st.data())
-def test_two_requests_share_a_name_only_where_they_are_equal(content, data):
-    other = data.draw(st.just(content) | st.fixed_dictionaries({key: st.integers(0, 3) for key in content}))
-    for place in ("adapter", "benchmark"):  # `device` counts but in the trainer's group
-        assert (cell_hash({place: content}) == cell_hash({place: other})) == (content == other)
-
-
-def test_a_name_is_the_same_in_every_process_and_for_every_way_of_saying_it():
-    typed = ["adapter.rank=3", "optimizer.lr=0.01"]
-    config = settle(compose(typed))
-    name = cell_hash(config)
-    assert len(name) == 12 and set(name) <= set("0123456789abcdef")
-    assert cell_hash(settle(compose(["optimizer.lr=1e-2", "adapter.rank=${seed}", "seed=3"]))) != name
-    assert cell_hash(settle(compose(["optimizer.lr=1e-2", "adapter.rank=3", "adapter=convlora"]))) == name
-    code = f"""from cl_runner.config.compose import compose
-from cl_runner.config.checks import settle
-from cl_runner.config.identity import cell_hash
-print(cell_hash(settle(compose({typed!r}))))"""
-    environment = {"PYTHONHASHSEED": "7", "PYTHONPATH": ":".join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
-    assert done.stdout.strip() == name
-
-
-@pytest.mark.parametrize(
-    ("typed", "same"),
-    [
-        (["output_root=elsewhere"], True),
-        (["quiet=true"], True),
-        (["data_root=/x"], True),
-        (["tracking=csv"], True),
-        (["trainer.device=cpu", "trainer.threads=2"], True),
-        (["seed=1"], False),
-        (["adapter.rank=5"], False),
-        (["placement=last_half"], False),
-        (["trainer.precision=bfloat16"], False),
-        (["evaluate=last"], False),
-    ],
-    ids=lambda item: " ".join(item) if isinstance(item, list) else "",
-)
-def test_what_changes_a_result_changes_the_name(typed, same):
-    assert (cell_hash(settle(compose(typed))) == cell_hash(settle(compose([])))) == same
 
 
 # --------------------------------------------------------------------------------------- done, unfinished, bad
@@ -166,7 +41,7 @@ def test_a_second_call_trains_only_what_is_not_done(learned, capsys):
     (unfinished / "error.txt").write_text("an earlier attempt")
     with (unfinished / "events.jsonl").open("a") as file:
         file.write('{"event": "left over"}\n')
-    assert cli.execute(["-m", "seed=0,1,2", *quick, "trainer.threads=1"]) == 0
+    assert cli.execute(["-m", "seed=0,1,2", *quick, "data_root=elsewhere"]) == 0
     assert [config.seed for config in learned[2:]] == [1, 2], "seed 0 is done"
     after = cells()
     assert contents(after[0]) == before[0], "not a file of it was touched"
@@ -174,7 +49,7 @@ def test_a_second_call_trains_only_what_is_not_done(learned, capsys):
     events = [json.loads(line)["event"] for line in (unfinished / "events.jsonl").read_text().splitlines()]
     assert events.count("run_started") == 1 and "left over" not in events, "started over, not appended to"
     config = yaml.safe_load((unfinished / "config.yaml").read_text())
-    assert config["trainer"]["threads"] == 1, "as this attempt ran"
+    assert config["data_root"] == "elsewhere", "as this attempt ran"
     first = json.loads(before[1]["summary.json"][1])
     assert json.loads((unfinished / "summary.json").read_text())["acc"] == first["acc"]
 
@@ -199,22 +74,64 @@ def test_a_single_run_is_no_cell(learned):
     assert len(list(Path("outputs/quickstart").glob("*/DONE"))) == 2
 
 
-def test_bad_cells_do_not_stop_the_others_and_are_named_at_the_end(capsys):
-    """adapter.rank=0 is refused (2), a learning rate of 1e30 fails (1): the good cell between them is done."""
-    arguments = ["-m", "adapter=none", "optimizer=sgd", "optimizer.lr=-1,0.01,1e30", "trainer.epochs=2", *QUICK[1:]]
-    assert cli.execute([*arguments, "quiet=true"]) == 2
+BAD = ["adapter=none", "optimizer=sgd", "optimizer.lr=-1,0.01,1e30", "trainer.epochs=2", *QUICK[1:]]
+
+
+def test_bad_cells_do_not_stop_the_others_and_are_rows_of_the_table(capsys):
+    """A learning rate of -1 is refused (2), one of 1e30 fails (1): the good cell between them is done."""
+    assert cli.execute(["-m", *BAD]) == 2, "the highest code"
     done = [file.parent for file in CELLS.glob("*/DONE")]
     assert [yaml.safe_load((folder / "config.yaml").read_text())["optimizer"]["lr"] for folder in done] == [0.01]
-    assert len(rows(CELLS / "table.csv")) == 1, "the cell that failed has no place in the table"
-    *_, heading, first, second = capsys.readouterr().err.splitlines()
+    captured = capsys.readouterr()
+    *_, heading, first, second = captured.err.splitlines()
     assert "2 of 3 cells" in heading
     assert first.startswith("        optimizer.lr=-1: ") and "not possible" in first
     assert second.startswith("        optimizer.lr=1e+30: the run failed: ")
     assert "cl-run" not in first + second and "epochs" not in first
+    table = rows(CELLS / "table.csv")
+    assert [(row["settings"], row["status"], row["seeds"]) for row in table] == [
+        ("optimizer.lr=0.01", "done", "1"),
+        ("optimizer.lr=-1", "refused", ""),
+        ("optimizer.lr=1e+30", "failed", ""),
+    ]
+    assert [row["error"] for row in table][:2] == ["", "optimizer.lr=-1 is not possible"]
+    assert "DivergedError" in table[2]["error"] and table[2]["acc"] == "" and table[2]["adapter"] == "none"
+    shown = captured.out[captured.out.rindex("quickstart: done") :]
+    for row in table:
+        assert row["settings"] in shown and f" {row['status']} " in shown and row["error"][:40] in shown
 
 
-def test_a_mistake_of_ours_in_one_cell_does_not_stop_the_others(monkeypatch, learned):
-    """It ends with its traceback (exit code 1), and is not told as the user's; the next cell still runs."""
+def test_a_failed_cell_keeps_its_traceback_and_is_tried_again(monkeypatch, capsys):
+    learn = learning.learn
+
+    def breaks(config, *args, **options):
+        if config.seed == 1:
+            raise ValueError("it broke\nsecond line")
+        return learn(config, *args, **options)
+
+    arguments = ["-m", "seed=0,1,2", *QUICK]
+    monkeypatch.setattr(learning, "learn", breaks)
+    assert cli.execute(arguments) == 1
+    cell = cells()[1]
+    assert "ValueError: it broke" in (cell / "error.txt").read_text()
+    assert json.loads((cell / "summary.json").read_text())["status"] == "failed"
+    good, bad = rows(CELLS / "table.csv")
+    assert (good["seeds"], good["status"]) == ("2", "done")
+    assert (bad["settings"], bad["status"], bad["error"]) == (
+        "seed=1",
+        "failed",
+        "the run failed: ValueError: it broke",
+    )
+    ran = []
+    monkeypatch.setattr(learning, "learn", lambda config, *a, **o: ran.append(config.seed) or learn(config, *a, **o))
+    assert cli.execute(arguments) == 0 and ran == [1]
+    (row,) = rows(CELLS / "table.csv")
+    assert (row["seeds"], row["status"], row["error"]) == ("3", "done", "")
+    assert not (cell / "error.txt").exists()
+
+
+def test_a_mistake_of_ours_in_one_cell_does_not_stop_the_others(monkeypatch, learned, capsys):
+    """It shows its traceback (exit code 1), and is not told as the user's; the next cell still runs."""
     run = runner.run
 
     def broken(config, **options):
@@ -223,118 +140,116 @@ def test_a_mistake_of_ours_in_one_cell_does_not_stop_the_others(monkeypatch, lea
         return run(config, **options)
 
     monkeypatch.setattr(runner, "run", broken)
-    with pytest.raises(KeyError, match="ours"):
-        cli.execute(["-m", "seed=0,1", *QUICK, "quiet=true"])
+    assert cli.execute(["-m", "seed=0,1", *QUICK, "quiet=true"]) == 1
+    error = capsys.readouterr().err
+    assert "Traceback" in error and "seed=0: KeyError: 'ours'" in error
     assert [config.seed for config in learned] == [1] and (cells()[1] / "DONE").exists()
 
 
-# ------------------------------------------------------------------------------------------- what a sweep leaves
+def test_two_cells_of_one_configuration_are_run_once(learned):
+    assert cli.execute(["-m", "optimizer.lr=0.01,1e-2", "seed=0", *QUICK]) == 0
+    assert len(learned) == 1 and [row["seeds"] for row in rows(CELLS / "table.csv")] == ["1"]
 
 
-def test_the_table_has_the_cells_of_this_sweep_alone(capsys):
-    assert cli.execute(["-m", "adapter.rank=1,2", "seed=0,1", *QUICK, "quiet=true"]) == 0
+# ------------------------------------------------------------------------------------------------ stopping early
+
+
+@pytest.mark.parametrize(("first", "ran", "code"), [("1e30", 1, 1), ("-1", 0, 2)], ids=["failed", "refused"])
+def test_fail_fast_stops_at_the_first_bad_cell(learned, capsys, first, ran, code):
+    """A cell that fails is the last one; one that is refused when the sweep is submitted lets none begin."""
+    arguments = ["-m", "adapter=none", "optimizer=sgd", f"optimizer.lr={first},0.01,0.02", *QUICK]
+    assert cli.execute([*arguments, "fail_fast=true"]) == code
+    assert len(learned) == ran and f"{3 - 1} of 3 cells were not begun" in capsys.readouterr().err
+    assert [file.name for file in Path("outputs/sweeps").iterdir() if file.name.startswith(".")] == []
+    assert cli.execute([*arguments, "fail_fast=false"]) == code
+    assert len(list(CELLS.glob("*/DONE"))) == 2, "the same cells: fail_fast is no part of their names"
+
+
+@pytest.mark.parametrize("where", ["in a run", "between two"])
+def test_an_interrupted_sweep_reports_and_goes_on_later(monkeypatch, learned, capsys, where):
+    """SIGTERM, as a scheduler sends it, or Ctrl-C."""
+    from cl_runner.reports.sweep import SweepReport
+
+    learn, told = learning.learn, SweepReport.told
+
+    def interrupted(config, *args, **options):
+        if config.seed == 1 and len(learned) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return learn(config, *args, **options)
+
+    def between(self, number, ended):
+        told(self, number, ended)
+        if number == 0 and len(learned) == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    watched = learning.learn  # counts, then calls the original
+    if where == "in a run":
+        monkeypatch.setattr(learning, "learn", lambda c, *a, **o: watched(c, *a, **o) if c.seed != 1 else stop(c, a, o))
+    else:
+        monkeypatch.setattr(SweepReport, "told", between)
+
+    def stop(config, args, options):
+        learned.append(config)
+        return interrupted(config, *args, **options)
+
+    arguments = ["-m", "seed=0,1,2", *QUICK]
+    before = signal.getsignal(signal.SIGTERM)
+    assert cli.execute(arguments) == 130
+    assert signal.getsignal(signal.SIGTERM) is before
+    captured = capsys.readouterr()
     table = rows(CELLS / "table.csv")
-    assert [(row["settings"], row["seeds"]) for row in table] == [("adapter.rank=1", "2"), ("adapter.rank=2", "2")]
-    accs = [
-        json.loads((file.parent / "summary.json").read_text())["acc"]
-        for file in CELLS.glob("*/config.yaml")
-        if yaml.safe_load(file.read_text())["adapter"]["rank"] == 1
-    ]
-    assert float(table[0]["acc"]) == pytest.approx(sum(accs) / 2) and len(accs) == 2
-    capsys.readouterr()
-    assert cli.execute(["-m", "adapter.rank=2", "seed=1", *QUICK]) == 0
-    (row,) = rows(CELLS / "table.csv")
-    assert row["seeds"] == "1"
-    shown = capsys.readouterr().out
-    assert "cell 1: " in shown and "acc %" in shown and str(CELLS / "table.csv") in shown
-    assert not list(CELLS.rglob("*.png")), "figures are for experiments that ask for them"
+    assert table[0]["status"] == "done" and table[0]["seeds"] == "1"
+    if where == "in a run":
+        assert [(row["settings"], row["status"]) for row in table[1:]] == [("seed=1", "interrupted")]
+        assert " interrupted " in captured.out and "1 of 3 cells were not begun" in captured.err
+    else:
+        assert len(table) == 1 and "2 of 3 cells were not begun" in captured.err
+    monkeypatch.setattr(learning, "learn", watched)
+    monkeypatch.setattr(SweepReport, "told", told)
+    learned.clear()
+    assert cli.execute(arguments) == 0
+    assert [config.seed for config in learned] == [1, 2]
+    assert [row["seeds"] for row in rows(CELLS / "table.csv")] == ["3"]
 
 
-def test_plans_are_no_cells(capsys):
-    assert cli.execute(["-m", "mode=plan", "adapter.rank=1,2", "quiet=true"]) == 0
-    assert not CELLS.exists() and len(list(Path("outputs/quickstart").glob("*/parameters.csv"))) == 2
+QUICK_LEARNING = """
+import sys, time, types
+
+ran = []
+
+def learn(config, folder, recorder, experiment):
+    from cl_runner.result import RunResult
+    ran.append((config.adapter.rank, config.seed))
+    recorder.run_started({}, ["one"], {"experiment": experiment, "seed": config.seed})
+    time.sleep(600 if STUCK and len(ran) > 2 else 0)
+    recorder.evaluated(1, [0.5])
+    return RunResult(folder.path, recorder.run_finished({"wall_seconds": 0.0}))
+
+from cl_runner import cli
+sys.modules["cl_runner.learning"] = types.SimpleNamespace(learn=learn)
+code = cli.execute(sys.argv[1:])
+print(ran)
+sys.exit(code)
+"""
 
 
-def test_a_table_that_cannot_be_written_is_said(capsys):
-    (CELLS / "table.csv").mkdir(parents=True)
-    assert cli.execute(["-m", "seed=0", *QUICK, "quiet=true"]) == 2
-    message = capsys.readouterr().err
-    assert str(CELLS / "table.csv") in message and "Traceback" not in message
-    assert (cells()[0] / "DONE").exists()
+def test_a_killed_sweep_is_finished_by_the_next_call():
+    """SIGKILL in the middle of a cell: it leaves a folder, a lock and no summary. Nothing is trained here."""
+    arguments = ["-m", "adapter.rank=1,2", "seed=0,1", *QUICK, "quiet=true"]
+    process = subprocess.Popen([sys.executable, "-c", f"STUCK = True\n{QUICK_LEARNING}", *arguments])
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and len(list(CELLS.glob("*/events.jsonl"))) < 3:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    finished = {file.parent: file.stat().st_mtime_ns for file in CELLS.glob("*/DONE")}
+    assert len(finished) == 2 and len(list(CELLS.glob("*/.lock"))) == 1
 
+    def call() -> str:
+        command = [sys.executable, "-c", f"STUCK = False\n{QUICK_LEARNING}", *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
-def test_networks_of_earlier_cells_are_not_kept(monkeypatch):
-    alive = []
-    learn = learning.learn
-
-    def watch(*args, **options):
-        gc.collect()
-        assert not [one for one in alive if one() is not None], "an earlier cell's network is still in memory"
-        result = learn(*args, **options)
-        alive.append(weakref.ref(result.network))
-        return result
-
-    monkeypatch.setattr(learning, "learn", watch)
-    assert cli.execute(["-m", "seed=0,1", *QUICK, "quiet=true"]) == 0
-    assert len(alive) == 2
-
-
-def test_cl_run_names_the_folders_of_a_sweep(capsys):
-    assert cli.execute(["-m", "hydra.sweep.dir=mine", "seed=0", "mode=plan"]) == 2
-    assert "hydra.sweep.dir has no use here" in capsys.readouterr().err
-
-
-# --------------------------------------------------------------------------------------------------- the study
-
-STUDY = "rank_placement_probe"
-
-
-def test_a_study_carries_its_sweep_and_typed_values_win(monkeypatch, learned):
-    """Of the cells that Hydra makes of the study and the command line only the first is run here."""
-    made = []
-    basic = Plugins.instance().class_name_to_class["hydra._internal.core_plugins.basic_sweeper.BasicSweeper"]
-    split = basic.split_arguments
-
-    def first_only(overrides, max_batch_size):
-        (batch,) = split(overrides, max_batch_size)
-        made[:] = [dict(item.split("=") for item in cell) for cell in batch]
-        return [batch[:1]]
-
-    monkeypatch.setattr(basic, "split_arguments", staticmethod(first_only))
-    monkeypatch.setattr(learning, "learn", lambda config, *_, **__: learned.append(config) or runner.RunResult("x", {}))
-
-    def cells_of_study(*typed):
-        assert cli.execute([*typed, f"+experiment={STUDY}", "hydra.callbacks.sweep_report.quiet=true"]) == 0
-        return [(int(one["adapter.rank"]), one["placement"], int(one["seed"])) for one in made]
-
-    parts = ("all", "first_half", "last_half")
-    assert cells_of_study("-m") == [(r, p, s) for r in (1, 2, 4, 8, 16) for p in parts for s in (0, 1, 2)]
-    assert cells_of_study("-m", "adapter.rank=3,5", "placement=last_half", "seed=7", "adapter=convlora") == [
-        (3, "last_half", 7),
-        (5, "last_half", 7),
-    ]
-    assert (learned[-1].adapter.rank, learned[-1].placement.part, learned[-1].seed) == (3, "last_half", 7)
-    assert learned[-1].adapter._target_.endswith("ConvLoRA")
-    made.clear()
-    assert cells_of_study() == [] and len(learned) == 3, "without -m a single run of its defaults"
-
-
-def test_the_probe_leaves_its_table_and_figure(capsys):
-    typed = ["adapter.rank=2", "placement=all,last_half", "seed=0", "trainer.epochs=1", "benchmark.per_class=5"]
-    assert cli.execute(["-m", f"+experiment={STUDY}", *typed, "backbone.width=4"]) == 0
-    folder = Path("outputs/sweeps") / STUDY
-    table = rows(folder / "probe.csv")
-    assert [(row["rank"], row["placement"]) for row in table] == [("2", "all"), ("2", "last_half")]
-    for row in table:
-        (cell,) = [
-            file.parent
-            for file in folder.glob("*/overrides.yaml")
-            if {f"adapter.rank={row['rank']}", f"placement={row['placement']}"} <= set(yaml.safe_load(file.read_text()))
-        ]
-        _, _, first, second = (cell / "accuracy_matrix.csv").read_text().splitlines()
-        kept, learned = map(float, second.split(",")[1:])
-        assert (float(row["stability"]), float(row["plasticity"])) == (kept, learned) and first
-    assert (folder / "plots" / "probe.png").read_bytes()[:4] == b"\x89PNG"
-    shown = capsys.readouterr().out
-    assert "cell 2: placement=last_half" in shown and "task 1" not in shown, "one line a cell"
-    assert str(folder / "probe.csv") in shown and str(folder / "plots" / "probe.png") in shown
+    assert call() == "[(2, 0), (2, 1)]\n", "exactly the rest"
+    assert {file: (file / "DONE").stat().st_mtime_ns for file in finished} == finished
+    assert len(list(CELLS.glob("*/DONE"))) == 4 and not list(CELLS.glob("*/.lock"))
+    assert call() == "[]\n", "a third call does nothing"

@@ -26,6 +26,7 @@ class Service:
         self.status, self.silent = status, silent
         self.runs: dict[str, dict[str, Any]] = {}
         self.unknown: list[str] = []
+        self.reports: list[dict[str, Any]] = []
         self.artifacts: list[dict[str, Any]] = []
         self.requests = 0
         self.url = ""
@@ -54,6 +55,21 @@ class Service:
             sequence = {"id": "s", "latestArtifact": None}
             kept = {"id": str(len(self.artifacts)), "state": "COMMITTED", "digest": given["digest"]}
             return {"createArtifact": {"artifact": kept | {"artifactSequence": sequence}}}
+        if "ProjectInternalId" in query:
+            return {"project": {"id": "p", "internalId": "7"}}
+        if "GetProjects" in query:
+            page = {"endCursor": None, "hasNextPage": False}
+            node = {"id": "p", "name": "cl-run", "entityName": "someone", "createdAt": "", "isBenchmark": False}
+            node |= {"entity": {"id": "1", "name": "someone"}, "user": None}
+            return {"models": {"edges": [{"node": node, "cursor": ""}], "pageInfo": page}}
+        if "upsertView" in query:
+            self.reports.append(variables)
+            project = {"id": "p", "name": "cl-run", "entityName": "someone"}
+            view = {"id": "r", "name": variables["name"], "displayName": variables["displayName"], "project": project}
+            view |= {"type": "runs", "description": variables["description"], "spec": variables["spec"], "user": None}
+            view |= {"updatedAt": "2026-01-01T00:00:00Z", "createdAt": "2026-01-01T00:00:00Z", "previewUrl": None}
+            view |= {"entityName": "someone", "coverUrl": None}
+            return {"upsertView": {"view": view, "inserted": True}}
         if "Viewer" in query:
             return {"viewer": VIEWER}
         self.unknown.append(query.split("(")[0].strip())

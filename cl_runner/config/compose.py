@@ -163,6 +163,9 @@ def _unknown_key(key: str, overrides: list[str], config_dir: str | None) -> Requ
         where = parent.split(".")[0]
         if where not in groups:
             return RequestError(f"{shown(key)}: there is no key '{shown(where)}'", nearest(where, groups))
+        choice = parent.partition(".")[2]
+        if choice and (config_folder() / where / f"{choice}.yaml").is_file():
+            return RequestError(f"{shown(key)}: {where}={choice} is not chosen", f"add {where}={choice}")
         return RequestError(
             f"{shown(key)}: '{shown(parent)}' has no keys of its own", f"see {where} in cl-run --cfg job"
         )

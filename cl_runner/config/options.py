@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import types
 import typing
@@ -66,7 +67,7 @@ def takes(kind: Any, bounds: Any) -> str:
     parts = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     empty = ", or null" if types.NoneType in parts else ""
     parts = tuple(part for part in parts if part is not types.NoneType)
-    if typing.get_origin(parts[0]) is dict:
+    if typing.get_origin(parts[0]) is dict or dataclasses.is_dataclass(parts[0]):
         words = "keys with values, {KEY: VALUE}"
     elif typing.get_origin(parts[0]) is list:
         (item,) = typing.get_args(parts[0])

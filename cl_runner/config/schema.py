@@ -52,7 +52,7 @@ class Wandb:
     name: str | None = None
     tags: list[str] = option([])
     artifacts: bool = False
-    timeout: float = option(30.0, low=1)
+    timeout: float = option(20.0, low=1)
 
 
 @dataclass

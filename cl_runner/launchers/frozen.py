@@ -16,6 +16,7 @@ from hydra.core.config_loader import ConfigLoader
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 CELL = "CL_RUN_CELL"  # environment variable: the number of the cell that a process runs
+KEPT = 128  # composed cells that wait to be asked for again; further ones are composed twice
 _YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -51,6 +52,34 @@ def thaw(master: DictConfig, text: str) -> DictConfig:
         config.hydra.job.env_set[CELL] = str(cell["number"])
     OmegaConf.set_struct(config, True)
     return config
+
+
+class OnceLoader:
+    """Composes as another loader does, but a cell once: Hydra's sweeper composes each one to see that it can be done.
+
+    Args:
+        loader: Hydra's.
+    """
+
+    def __init__(self, loader: ConfigLoader) -> None:
+        self._loader = loader
+        self._kept: dict[tuple[str, ...], DictConfig] = {}
+
+    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        """Composes a cell; what it returns the second time is what it composed the first time."""
+        key = tuple(sweep_overrides)
+        if key in self._kept:
+            return self._kept.pop(key)
+        config = self._loader.load_sweep_config(master_config, sweep_overrides)
+        if len(self._kept) < KEPT:
+            self._kept[key] = config
+        return config
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def __reduce__(self) -> Any:  # goes to other processes with Hydra's state, where nobody asks for these cells
+        return OnceLoader, (self._loader,)
 
 
 class FrozenLoader(ConfigLoader):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
@@ -23,7 +24,7 @@ from cl_runner.config.inherit import shed
 from cl_runner.config.request import Request
 from cl_runner.errors import RequestError
 from cl_runner.launchers.engines import Cell, Engine, engine_of
-from cl_runner.launchers.frozen import FrozenLoader, freeze
+from cl_runner.launchers.frozen import FrozenLoader, OnceLoader, freeze
 from cl_runner.launchers.ticket import Ticket
 from cl_runner.reports.sweep import SweepReport
 from cl_runner.result import Outcome
@@ -38,6 +39,9 @@ class Cells(Callback):
     def on_multirun_start(self, config: Any, **_: Any) -> None:
         """Rewrites `hydra.launcher` of the sweep that begins; what `--cfg hydra` shows stays what was chosen."""
         Plugins.instance().class_name_to_class[NAME] = CellLauncher
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        hydra.config_loader = OnceLoader(hydra.config_loader)  # type: ignore[assignment]
         with read_write(config.hydra), open_dict(config.hydra):
             engine = config.hydra.launcher
             config.hydra.launcher = {"_target_": NAME, "_recursive_": False}
@@ -116,10 +120,13 @@ class CellLauncher(Launcher):
         try:
             if waiting and not (self._ticket.fail_fast and self._bad(cells)):
                 self._engine.run(waiting)
+        except Exception:
+            self._door.crashed = True
+            raise
         finally:
             for cell in twins:  # two cells of one configuration are one
                 assert cell.folder is not None
-                cell.outcome = first[cell.folder].outcome
+                cell.outcome = first[cell.folder].outcome  # the same folder, so the same row
             self._door.cells.extend(cell.outcome for cell in cells if cell.outcome is not None)
             self._door.not_begun += sum(cell.outcome is None for cell in cells)
             self._ticket.close()

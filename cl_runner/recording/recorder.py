@@ -265,4 +265,4 @@ class Recorder:
             try:
                 tracker.close()
             except Exception as error:
-                self._console.warning(f"tracking: {type(tracker).__name__} did not close: {error}")
+                self._console.warning(f"tracking did not end well, {type(tracker).__name__}: {error}")

@@ -1,4 +1,4 @@
-"""Takes secrets out of what leaves the machine: keys that hold one, URLs with credentials, values of the environment."""
+"""Takes secrets out of what leaves the machine: keys that hold one, URLs with credentials, the environment's."""
 
 from __future__ import annotations
 

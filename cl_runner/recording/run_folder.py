@@ -140,9 +140,10 @@ class RunFolder:
 
     def restart(self) -> None:
         """Clears what an earlier attempt measured; its configuration stays."""
-        pictures = (self._path / "plots").glob("*.png")
-        for name in ("events.jsonl", "metrics.csv", "summary.json", "error.txt", "report.html", *_TABLES, *pictures):
+        for name in ("events.jsonl", "metrics.csv", "summary.json", "error.txt", "report.html", *_TABLES):
             (self._path / name).unlink(missing_ok=True)
+        for picture in (self._path / "plots").glob("*.png"):
+            picture.unlink(missing_ok=True)
 
     def _write(self, name: str, text: str) -> None:
         place, partial = self._path / name, self._path / f".{name}.partial"

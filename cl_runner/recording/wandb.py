@@ -24,7 +24,7 @@ class WandbTracker:
     """Has W&B told about a run while it goes on.
 
     The first record starts a process that follows ``events.jsonl``; every later one only looks whether that process
-    is alive, which costs a microsecond. Closing waits for it, but never longer than ``options["timeout"]``.
+    is alive, which costs some ten microseconds. Closing waits for it, but never longer than ``options["timeout"]``.
     What goes wrong over there is one exception here, which the recorder turns into one warning; the event log has
     everything, and ``cl-report sync`` sends it later.
 

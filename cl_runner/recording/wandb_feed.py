@@ -29,7 +29,7 @@ from cl_runner.recording.wandb_records import Translation
 
 POLL_SECONDS = 0.25
 CONNECT_SECONDS = 5.0
-NICE = 10  # training goes first
+NICE = 5  # training goes first, but other runs on the machine must not starve it
 SHARE_OF_TIMEOUT = 0.8  # what W&B gets of it to finish, so that it can say itself that it could not
 _SERVICE_GONE = ("HandleAbandonedError", "MailboxClosedError")
 
@@ -102,7 +102,7 @@ def feed(arguments: argparse.Namespace) -> dict[str, Any]:
         sent += 1
     run.do(translation.closing())
     if run.lacking:
-        raise Trouble(f"has the numbers, but not: {', '.join(run.lacking)}")
+        raise Trouble(f"not sent: {', '.join(run.lacking)}")
     return {"records": sent, "url": run.url, "directory": run.directory}
 
 

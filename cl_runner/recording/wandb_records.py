@@ -115,7 +115,7 @@ class Translation:
         self._gathered: dict[str, float] = {}
         self._gathering: tuple[Any, ...] = ()
         self._time = origin
-        self._exit_code = 1  # of a log that just stops
+        self._exit_code: int | None = None
         self._unknown: set[str] = set()
 
     def opening(self) -> list[Define]:
@@ -149,12 +149,15 @@ class Translation:
             ranked = any(layer.get("rank") is not None for layer in layers)
             heat = ("name", "task", "rank") if ranked else None
             calls.append(Table(self._next_step(), "layers", keys, rows, heat=heat))
-        return [*calls, End(self._exit_code)]
+        if self._exit_code is None:  # the log just stops: the run was killed, or goes on
+            calls.append(Summarise({"status": "unfinished"}))
+        return [*calls, End(1 if self._exit_code is None else self._exit_code)]
 
     # ------------------------------------------------------------------------------------------- one kind of record
 
     def _on_run_started(self, record: Mapping[str, Any]) -> Iterator[Call]:
         self._tasks = [str(name) for name in record.get("tasks") or ()]
+        self._exit_code = None  # gone on with, whatever ended it before
         yield Summarise({"status": "running"})
 
     def _on_task_started(self, record: Mapping[str, Any]) -> Iterator[Call]:

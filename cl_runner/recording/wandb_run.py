@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,16 +47,17 @@ class WandbRun:
         self._identity = identity
         in_sweep = bool(os.environ.get("WANDB_SWEEP_ID"))  # the agent has named the run, and where it belongs
         place = {} if in_sweep else {"id": identity.id, "project": identity.project, "entity": identity.entity}
+        labels = {key: getattr(identity, key) for key in ("group", "job_type", "name", "tags")}
         config = redact(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) or {})
-        self._run = wandb.init(
+        options: dict[str, Any] = {
             **place,
-            **redact({key: getattr(identity, key) for key in ("group", "job_type", "name", "tags")}),
-            config={**config, "run_folder": folder.resolve().name},
-            dir=str(folder),
-            mode=mode,  # type: ignore[arg-type]
-            resume="allow" if mode == "online" and not in_sweep else None,
-            settings=_settings(connect, finish, watched),
-        )
+            **redact(labels),
+            "config": {**config, "run_folder": folder.resolve().name},
+            "dir": str(folder),
+            "mode": mode,
+            "resume": "allow" if mode == "online" and not in_sweep else None,
+        }
+        self._run = wandb.init(**options, settings=_settings(connect, finish, watched))
         self.lacking: list[str] = []
         self.url = None if mode == "offline" else self._run.url
         self.directory = str(Path(self._run.dir).parent)
@@ -71,8 +73,8 @@ class WandbRun:
                     self._run.log(values, step=step)
                 case Summarise(values):
                     self._run.summary.update(redact(values))
-                case Table():
-                    self._extra(call.name, lambda table=call: self._run.log(self._shown(table), step=table.step))
+                case Table(step, name):
+                    self._extra(name, partial(self._show, call, step))
                 case End(exit_code):
                     self._end(exit_code)
 
@@ -83,14 +85,14 @@ class WandbRun:
         except Exception as error:
             self.lacking.append(f"{name} ({type(error).__name__}: {error})")
 
-    def _shown(self, table: Table) -> dict[str, Any]:
+    def _show(self, table: Table, step: int) -> None:
         rows = [redact(row) for row in table.rows]
         shown: dict[str, Any] = {table.name: wandb.Table(columns=list(table.columns), data=rows)}
         if table.heat is not None:
             picture = _heat(table, *(table.columns.index(column) for column in table.heat))
             if picture is not None:
                 shown[f"pictures/{table.name}"] = wandb.Image(picture)
-        return shown
+        self._run.log(shown, step=step)
 
     def _end(self, exit_code: int) -> None:
         pictures = sorted((self._folder / "plots").glob("*.png"))
@@ -126,7 +128,7 @@ def _readable(path: Path) -> str:
 
 def _settings(connect: float, finish: float, watched: int | None) -> wandb.Settings:
     """W&B with its hands in its pockets; of a version that does not know a setting, without it."""
-    wanted = {
+    wanted: dict[str, Any] = {
         "console": "off",
         "silent": True,
         "disable_git": True,  # environment.json has the commit; the difference to it stays at home

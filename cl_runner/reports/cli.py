@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TextIO
 
 from cl_runner.errors import RequestError
+from cl_runner.reports import against_view
 from cl_runner.reports.collect import Group, find_runs, group_runs
 from cl_runner.reports.tables import as_csv, as_json, as_latex, show
 
-PLOT_NAMES = ("pareto", "probe", "ranks")
+COMPARISONS = ("pareto", "probe", "ranks")
+OF_RUNS = ("matrix", "tasks", "growth", "layers")
 SUFFIXES = (".png", ".svg", ".pdf")
 _TEXT = {"csv": as_csv, "json": as_json, "latex": as_latex}
 
@@ -36,18 +38,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _check(arguments)
         groups = _collected(arguments.paths)
-        form = arguments.format or "table"
         if arguments.plot is not None:
-            from cl_runner.reports.figures import PLOTS  # imports matplotlib, which takes a second
-
-            for problem in PLOTS[arguments.plot](groups, arguments.out):
-                _warn(f"cl-report: {problem}")
+            _draw(arguments.plot, groups, arguments.out)
         elif arguments.out is None:
             if hasattr(sys.stdout, "reconfigure"):
                 sys.stdout.reconfigure(errors="replace")  # a plus-minus sign must not end the command
-            _write(groups, form, sys.stdout)
+            _write(groups, arguments, sys.stdout)
         else:
-            _save(groups, form, arguments.out)
+            _save(groups, arguments)
     except RequestError as error:
         _warn(f"cl-report: {error}")
         return 2
@@ -63,11 +61,15 @@ def _parser() -> argparse.ArgumentParser:
         epilog="cl-report sync RUN... sends runs to Weights & Biases; see cl-report sync --help.",
     )
     parser.add_argument("paths", metavar="PATH", nargs="*", type=Path, help="a run folder, or a folder of such folders")
-    parser.add_argument("--format", choices=("table", *_TEXT), help="default: table")
+    parser.add_argument("--format", choices=("table", *_TEXT, "html"), help="default: table; html needs --out")
+    parser.add_argument(
+        "--against", choices=("published",), help="set runs that follow a published protocol beside its figures"
+    )
     parser.add_argument(
         "--plot",
-        choices=PLOT_NAMES,
-        help="draw instead: accuracy against growth, stability against plasticity, or accuracy against rank",
+        choices=(*COMPARISONS, *OF_RUNS),
+        help="draw instead: accuracy against growth, stability against plasticity, accuracy against rank; or, of runs, "
+        "the accuracy matrix, accuracy and forgetting over tasks, parameter growth, rank per layer",
     )
     parser.add_argument("--out", metavar="FILE", type=Path, help="write there instead of to the terminal")
     return parser
@@ -76,7 +78,14 @@ def _parser() -> argparse.ArgumentParser:
 def _check(arguments: argparse.Namespace) -> None:
     """Refuses options that exclude each other."""
     if arguments.plot is None:
+        if arguments.format == "html" and arguments.out is None:
+            raise RequestError("--format html needs a file to write into", "for example --out report.html")
         return
+    if arguments.against is not None:
+        raise RequestError(
+            f"--plot {arguments.plot} and --against {arguments.against} exclude each other",
+            "ask for one after the other",
+        )
     if arguments.format is not None:
         raise RequestError(
             f"--plot {arguments.plot} and --format {arguments.format} exclude each other", "ask for one after the other"
@@ -105,18 +114,37 @@ def _collected(paths: Sequence[Path]) -> list[Group]:
     return groups
 
 
-def _write(groups: Sequence[Group], form: str, stream: TextIO) -> None:
-    if form == "table":
-        show(groups, stream)
-        return
-    stream.write(_TEXT[form](groups))
+def _draw(name: str, groups: Sequence[Group], path: Path) -> None:
+    from cl_runner.reports import figures, run_figures  # they import matplotlib, which takes a second
+
+    drawn = figures.PLOTS[name](groups, path) if name in COMPARISONS else run_figures.draw(name, groups, path)
+    for problem in drawn:
+        _warn(f"cl-report: {problem}")
+
+
+def _write(groups: Sequence[Group], arguments: argparse.Namespace, stream: TextIO) -> None:
+    form = arguments.format or "table"
+    if arguments.against and not against_view.compare(groups):
+        _warn("cl-report: no run follows the protocol of a published figure")
+    if form == "html":
+        from cl_runner.reports.page import as_html  # imports the plotting library
+
+        text, problems = as_html(groups, against_view.as_markup(groups) if arguments.against else "")
+        for problem in problems:
+            _warn(f"cl-report: {problem}")
+        stream.write(text)
+    elif form == "table":
+        (against_view.show if arguments.against else show)(groups, stream)
+    else:
+        stream.write((against_view.TEXT if arguments.against else _TEXT)[form](groups))
     stream.flush()
 
 
-def _save(groups: Sequence[Group], form: str, path: Path) -> None:
+def _save(groups: Sequence[Group], arguments: argparse.Namespace) -> None:
+    path = arguments.out
     try:
         with path.open("w", encoding="utf-8", newline="") as file:
-            _write(groups, form, file)
+            _write(groups, arguments, file)
     except OSError as error:
         raise RequestError(f"--out: cannot write {path}: {(error.strerror or str(error)).lower()}") from error
 

@@ -17,7 +17,6 @@ from cl_runner.reports.markup import (
     asset,
     chips,
     escape,
-    harmless,
     number,
     page,
     script,
@@ -26,6 +25,7 @@ from cl_runner.reports.markup import (
 )
 from cl_runner.reports.metrics import METRICS, shown_metric, shown_spread
 
+_TELLING = ("adapter", "strategy", "benchmark", "backbone", "experiment")
 CARDS = {  # figures in their order; the script fills them, and hides one that has nothing to show
     "stored": "Accuracy against stored parameters",
     "trainable": "Accuracy against trainable parameters",
@@ -35,9 +35,9 @@ CARDS = {  # figures in their order; the script fills them, and hides one that h
     "growth": "Parameter growth over tasks",
     "epochs": "Epochs to converge, per task",
     "classes": "Accuracy per class, after the last task",
+    "rank_curve": "Accuracy of the network cut to a rank",
     "seconds": "Wall time",
     "memory": "Peak memory",
-    "rank_curve": "Accuracy of the network cut to a rank",
 }
 
 
@@ -75,9 +75,7 @@ def as_html(groups: Sequence[Group], against: str = "") -> tuple[str, list[str]]
         "</main><footer>cl-report</footer>",
     ]
     scripts = [
-        script(
-            harmless(json.dumps(data, separators=(",", ":"), ensure_ascii=False)), type="application/json", id="data"
-        ),
+        script(packed(json.dumps(data, separators=(",", ":"))), type="text/plain", id="data"),
         script(_library(), type="text/plain", id="library"),
         script(asset("plots.js")),
         script(asset("page.js")),
@@ -86,14 +84,23 @@ def as_html(groups: Sequence[Group], against: str = "") -> tuple[str, list[str]]
 
 
 def labels(groups: Sequence[Group]) -> list[str]:
-    """Returns what tells the groups apart, in few words."""
-    differing = [key for key in IDENTITY if len({group.identity(key) for group in groups}) > 1]
-    texts = [
-        " · ".join(filter(None, [*(group.identity(key) for key in differing), group.settings])) for group in groups
-    ]
+    """Returns what tells the groups apart, in few words: what differs most often comes first, as names get cut."""
+    differing = [key for key in _TELLING if len({group.identity(key) for group in groups}) > 1]
+    common: dict[str, set[str]] = {}
+    for group in groups:
+        own = set(group.settings.split())
+        common[group.identity("experiment")] = common.get(group.identity("experiment"), own) & own
+    found = []
+    for group in groups:
+        shared = common[group.identity("experiment")]
+        settings = " ".join(word for word in group.settings.split() if word not in shared)
+        first = [group.identity(key) for key in differing if key in _TELLING[:2]]
+        found.append(
+            " · ".join(filter(None, [*first, settings, *(group.identity(key) for key in differing[len(first) :])]))
+        )
     return [
         text or " · ".join(filter(None, (group.identity("adapter"), group.identity("strategy"))))
-        for text, group in zip(texts, groups, strict=True)
+        for text, group in zip(found, groups, strict=True)
     ]
 
 
@@ -162,12 +169,18 @@ def _data(index: int, group: Group, label: str, content: dict[str, Any]) -> dict
         }
         for run in group.runs
     ]
-    return {"id": index, "label": label, "means": rounded(means), "runs": rounded(runs), **rounded(content)}
+    names = {"label": label, "benchmark": group.identity("benchmark")}
+    return {"id": index, **names, "means": rounded(means), "runs": rounded(runs), **rounded(content)}
 
 
 @cache
 def _library() -> str:
-    """Plotly's script for pages without a network, compressed: 2 MB instead of 5."""
+    """Plotly's script for pages without a network: 2 MB instead of 5."""
     from plotly.offline import get_plotlyjs
 
-    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode()
+    return packed(get_plotlyjs())
+
+
+def packed(text: str) -> str:
+    """Returns text compressed and in base64, in which nothing can end an element; `unpacked` in page.js reads it."""
+    return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()

@@ -16,6 +16,7 @@ Content = dict[str, Any]
 Named = Sequence[tuple[str, Content]]  # a label and what `detail` returns
 _MOST_NUMBERS = 12  # of a larger matrix the colours alone are shown
 _MOST_LINES = 16
+_LEAST_SPAN = 2.0  # points
 
 
 def matrix(named: Named) -> Any:
@@ -47,6 +48,9 @@ def over_tasks(named: Named) -> Any:
     ):
         _lines(one, [(name, content[key]["mean"], content[key]["std"]) for name, content in named], 100)
         one.set_ylabel(label)
+        low, high = one.get_ylim()
+        if high - low < _LEAST_SPAN:  # noise of a tenth of a point must not look like a cliff
+            one.set_ylim((low + high - _LEAST_SPAN) / 2, (low + high + _LEAST_SPAN) / 2)
     _legend(figure, axes[0], named)
     return figure
 

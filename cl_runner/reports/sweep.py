@@ -84,8 +84,8 @@ class SweepReport(Callback):
         if not self._quiet and (groups or len(others) > 1):
             show(groups, sys.stdout, others)
         written = []
-        if groups or any(ended.folder and ended.folder.exists() for ended in cells):
-            rows = [{**record, "status": "done", "error": None} for record in records(groups)]
+        rows = [{**record, "status": "done", "error": None} for record in records(groups)]
+        if rows or any(ended.folder is not None and ended.folder.exists() for ended in cells if ended.code):
             columns = list(rows[0] if rows else others[0])
             rows += [{**dict.fromkeys(columns), **row} for row in others]
             written.append(_write(place / "table.csv", csv_text(rows)))

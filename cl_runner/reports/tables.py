@@ -44,10 +44,10 @@ def as_csv(groups: Sequence[Group]) -> str:
     return csv_text(records(groups))
 
 
-def csv_text(rows: Sequence[dict[str, Any]]) -> str:
-    """Returns rows of the same keys as CSV; None is an empty cell."""
+def csv_text(rows: Sequence[dict[str, Any]], columns: Sequence[str] | None = None) -> str:
+    """Returns rows of the same keys as CSV, in the order of the columns where they are given; None is an empty cell."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer = csv.DictWriter(text, fieldnames=list(columns or rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
@@ -69,12 +69,16 @@ def as_latex(groups: Sequence[Group]) -> str:
     """
     texts = [name for name in _columns(groups) if name not in _FIGURES]
     best = _best(groups)
-    heads = [_escaped(name) for name in texts] + ["$n$"] + [_escaped(METRICS[name].title) for name in _LATEX_METRICS]
+    heads = (
+        [escape_latex(name) for name in texts]
+        + ["$n$"]
+        + [escape_latex(METRICS[name].title) for name in _LATEX_METRICS]
+    )
     lines = [rf"\begin{{tabular}}{{{'l' * len(texts)}{'r' * (1 + len(_LATEX_METRICS))}}}", r"\toprule"]
     lines += [" & ".join(heads) + r" \\", r"\midrule"]
     for group in groups:
         cells = _cells(group)
-        row = [_escaped(cells[name]) for name in texts] + [str(len(group.runs))]
+        row = [escape_latex(cells[name]) for name in texts] + [str(len(group.runs))]
         row += [_latex_cell(group, name, best) for name in _LATEX_METRICS]
         lines.append(" & ".join(row) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
@@ -150,20 +154,19 @@ def _as_words(other: Mapping[str, Any]) -> dict[str, str]:
 
 def show(groups: Sequence[Group], stream: TextIO, others: Sequence[Mapping[str, Any]] = ()) -> None:
     """Writes the table of :func:`as_table` to a stream, as wide as its terminal."""
-    terminal = stream.isatty()
-    console = Console(
-        file=stream,
-        width=None if terminal else 160,
-        force_terminal=terminal,
-        markup=False,
-        highlight=False,
-        emoji=False,
-    )
+    console = console_for(stream)
     table = as_table(groups, others=others)
     unlimited = console.options.update(max_width=10_000)
     if console.measure(table, options=unlimited).maximum > console.width:
         table = as_table(groups, joined=True, others=others)
     console.print(table)
+
+
+def console_for(stream: TextIO) -> Console:
+    """Returns a console that writes to a stream, without colours and 160 wide where it is no terminal."""
+    terminal = stream.isatty()
+    width = None if terminal else 160
+    return Console(file=stream, width=width, force_terminal=terminal, markup=False, highlight=False, emoji=False)
 
 
 def _columns(groups: Sequence[Group]) -> list[str]:
@@ -190,5 +193,6 @@ def _hundredths(value: float | None, sign: str = "") -> str:
     return NOT_APPLICABLE if value is None else f"{100 * value:{sign}.2f}"
 
 
-def _escaped(text: str) -> str:
+def escape_latex(text: str) -> str:
+    """Returns text as LaTeX prints it."""
     return "".join(_LATEX.get(character, character) for character in text)

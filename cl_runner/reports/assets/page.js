@@ -1,15 +1,14 @@
 "use strict";
 // The table sorts, filters and chooses; the figures are drawn again of what it shows.
-const DATA = JSON.parse(document.getElementById("data").textContent);
 const BODY = document.querySelector("#groups tbody");
 const ROWS = [...BODY.rows];
 const HEADS = [...document.querySelectorAll("#groups th.sorts")];
 const MENUS = [...document.querySelectorAll("select[data-key]")];
 const FIRST = 6, MOST = 12, MATRICES = 6;
 const chosen = new Set();
-let plotly = null, waiting = 0;
+let plotly = null, data = [], waiting = 0;
 
-const texts = new Map(ROWS.map((row) => [row, (row.textContent + " " + DATA[row.dataset.id].label).toLowerCase()]));
+const texts = new Map(ROWS.map((row) => [row, [...row.cells].map((cell) => cell.textContent).join(" ").toLowerCase()]));
 const column = new Map(HEADS.map((head) => [head.textContent, head.cellIndex]));
 
 function visible() {
@@ -53,7 +52,7 @@ function show() {
   ROWS.forEach((row) => row.classList.toggle("chosen", chosen.has(row)));
   document.body.dataset.drawn = "";
   clearTimeout(waiting); // typing is not drawn letter by letter
-  if (plotly) waiting = setTimeout(() => draw(rows.map((row) => DATA[row.dataset.id]), drawn.map((row) => DATA[row.dataset.id])), 60);
+  if (plotly) waiting = setTimeout(() => draw(rows.map((row) => data[row.dataset.id]), drawn.map((row) => data[row.dataset.id])), 60);
 }
 
 async function draw(groups, details) {
@@ -73,12 +72,17 @@ async function draw(groups, details) {
   };
   for (const [name, figure] of Object.entries(figures)) {
     document.getElementById(`card-${name}`).classList.toggle("hidden", !figure);
-    if (figure) await plotly.react(`plot-${name}`, ...figure, CONFIG);
+    if (figure) await put(document.getElementById(`plot-${name}`), figure);
     const bound = figure && (name === "seconds" || name === "memory") && groups.length > MOST_BARS;
     document.querySelector(`#card-${name} .note`).textContent = bound ? `the first ${MOST_BARS} of ${groups.length} rows` : "";
   }
   await drawMatrices(details.slice(0, MATRICES));
   document.body.dataset.drawn = "1";
+}
+
+function put(plot, [traces, layout]) {
+  plot.style.height = `${layout.height}px`; // else the place collapses when the window changes its size
+  return plotly.react(plot, traces, layout, CONFIG);
 }
 
 async function drawMatrices(details) {
@@ -97,18 +101,23 @@ async function drawMatrices(details) {
     plot.className = "plot";
     card.append(caption, plot);
     place.append(card);
-    await plotly.newPlot(plot, ...figure, CONFIG);
+    await put(plot, figure);
   }
   document.getElementById("matrices-title").classList.toggle("hidden", !place.children.length);
 }
 
-async function library() {
-  const packed = Uint8Array.from(atob(document.getElementById("library").textContent), (letter) => letter.charCodeAt(0));
-  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+async function unpacked(name) {
+  const bytes = Uint8Array.from(atob(document.getElementById(name).textContent), (letter) => letter.charCodeAt(0));
+  return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+}
+
+async function begin() {
+  data = JSON.parse(await unpacked("data"));
   const code = document.createElement("script");
-  code.textContent = await new Response(stream).text();
+  code.textContent = await unpacked("library");
   document.head.append(code);
-  return window.Plotly;
+  plotly = window.Plotly;
+  show();
 }
 
 HEADS.forEach((head) => {
@@ -132,6 +141,6 @@ document.addEventListener("click", (event) => {
   plotly.downloadImage(plot, { format: form, filename: card.id.replace("card-", ""), width: plot.clientWidth, height: plot.clientHeight, scale: form === "png" ? 3 : 1 });
 });
 show();
-library().then((found) => { plotly = found; show(); }).catch((error) => {
+begin().catch((error) => {
   document.getElementById("figures").textContent = `This browser cannot draw the figures (${error.message}); the table works.`;
 });

@@ -2,7 +2,7 @@
 // How each figure is drawn. `group` is an item of the data; accuracies come in [0, 1] and are shown in %.
 const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222", "#8C6D31"];
 const MARKERS = ["circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x", "star"];
-const MOST_BARS = 40;
+const MOST_BARS = 30;
 const CONFIG = { displayModeBar: false, responsive: true };
 
 // Plotly reads names as markup of its own: what came from data must not be any.
@@ -26,7 +26,7 @@ function layout(x, y, more = {}) {
     margin: { l: 56, r: 14, t: 8, b: 46 }, height: 340, paper_bgcolor: "#fff", plot_bgcolor: "#fff",
     font: { family: "system-ui, sans-serif", size: 12, color: "#1c2430" }, hovermode: "closest",
     hoverlabel: { bgcolor: "#fff", bordercolor: "#9aa4b1", align: "left", font: { size: 12, color: "#1c2430" }, namelength: -1 },
-    legend: { orientation: "h", y: -0.24, yanchor: "top", x: 0, font: { size: 11 } },
+    legend: { orientation: "h", y: -0.16, yanchor: "top", x: 0, font: { size: 11 } },
     ...more,
     xaxis: { title: { text: x, standoff: 8 }, ...axis, ...(more.xaxis || {}) },
     yaxis: { title: { text: y, standoff: 8 }, ...axis, ...(more.yaxis || {}) },
@@ -44,6 +44,19 @@ function about(group, run) {
 
 const HOVER = "%{customdata}<br>%{text}<extra></extra>";
 
+// The groups of a benchmark that no other one beats: accuracies on different data do not compare.
+function fronts(known, key) {
+  return [...new Set(known.map((group) => group.benchmark))].map((benchmark, number, all) => {
+    const rivals = known.filter((group) => group.benchmark === benchmark);
+    const best = [];
+    for (const group of rivals.sort((a, b) => a.means[key][0] - b.means[key][0] || b.means.acc[0] - a.means.acc[0]))
+      if (!best.length || group.means.acc[0] > best[best.length - 1].means.acc[0]) best.push(group);
+    const name = all.length > 1 ? `Pareto front, ${plain(cut(benchmark, 24))}` : "Pareto front";
+    return { name, x: best.map((g) => g.means[key][0]), y: best.map((g) => percent(g.means.acc[0])), mode: "lines",
+      line: { shape: "hv", color: COLOURS[(number * 6) % COLOURS.length], width: 1.5, dash: number ? "dot" : "solid" }, hoverinfo: "skip" };
+  });
+}
+
 // Every group that the filter leaves, each seed faintly behind it, and the front that no group beats.
 function scatter(groups, chosen, key, at, title) {
   const known = groups.filter((group) => group.means[key][0] !== null && group.means.acc[0] !== null);
@@ -52,19 +65,15 @@ function scatter(groups, chosen, key, at, title) {
   const wide = Math.min(...xs) > 0 && Math.max(...xs) / Math.min(...xs) > 20;
   const colour = (group) => chosen.has(group.id) ? COLOURS[chosen.get(group.id) % COLOURS.length] : "#8f99a6";
   const size = (group) => (chosen.has(group.id) ? 11 : 8);
-  const best = [];
-  for (const group of [...known].sort((a, b) => a.means[key][0] - b.means[key][0] || b.means.acc[0] - a.means.acc[0]))
-    if (!best.length || group.means.acc[0] > best[best.length - 1].means.acc[0]) best.push(group);
   const seeds = known.flatMap((group) => (group.runs.length > 1 ? group.runs.map((run) => [group, run]) : []));
   const traces = [
-    { name: "Pareto front", x: best.map((g) => g.means[key][0]), y: best.map((g) => percent(g.means.acc[0])), mode: "lines",
-      line: { shape: "hv", color: "#0072B2", width: 1.5 }, hoverinfo: "skip" },
+    ...fronts(known, key),
     { name: "seeds", x: seeds.map(([, run]) => run.values[at]), y: seeds.map(([, run]) => percent(run.values[0])), mode: "markers",
       marker: { size: 5, color: seeds.map(([group]) => colour(group)), opacity: 0.4 },
       customdata: seeds.map(([group, run]) => about(group, run)),
       text: seeds.map(([, run]) => `${percent(run.values[0]).toFixed(2)} %, ${run.values[at].toLocaleString("en")}`), hovertemplate: HOVER },
     { name: "groups", x: xs, y: known.map((g) => percent(g.means.acc[0])), mode: "markers",
-      error_y: { type: "data", array: known.map((g) => percent(g.means.acc[1]) || 0), thickness: 1, width: 3, color: "#8f99a6" },
+      error_y: { type: "data", array: known.map((g) => percent(g.means.acc[1])), visible: seeds.length > 0, thickness: 1, width: 3, color: "#8f99a6" },
       marker: { size: known.map(size), color: known.map(colour), line: { color: "#fff", width: 1 } },
       customdata: known.map((group) => about(group)),
       text: known.map((g) => `${percent(g.means.acc[0]).toFixed(2)} %, ${Math.round(g.means[key][0]).toLocaleString("en")}, n = ${g.runs.length}`), hovertemplate: HOVER },
@@ -81,9 +90,9 @@ function line(group, number, x, y, texts, more = {}) {
   };
 }
 
+const tall = (traces) => 290 + 19 * traces.length; // room for the legend
 const some = (traces) => traces.some((trace) => trace.y.some((value) => value !== null && value !== undefined));
-const whole = { dtick: 1, tick0: 1 };
-const ticks = (longest) => (longest > 25 ? {} : whole);
+const ticks = (longest) => (longest > 25 ? {} : { dtick: 1, tick0: 1 });
 
 function curves(chosen, key, y) {
   const drawn = chosen.filter((group) => group.tasks.length);
@@ -91,9 +100,9 @@ function curves(chosen, key, y) {
     const { mean, std } = group[key];
     const x = mean.map((_, index) => index + 1);
     const texts = mean.map((value, index) => value === null ? "" : `after task ${index + 1}: ${percent(value).toFixed(2)}` + (std[index] === null ? "" : ` ± ${percent(std[index]).toFixed(2)}`));
-    return line(group, number, x, mean.map(percent), texts, { error_y: { type: "data", array: std.map((v) => percent(v) || 0), thickness: 1, width: 2 } });
+    return line(group, number, x, mean.map(percent), texts, { error_y: { type: "data", array: std.map(percent), visible: std.some((v) => v !== null), thickness: 1, width: 2 } });
   });
-  return some(traces) ? [traces, layout("tasks learned", y, { xaxis: ticks(Math.max(...drawn.map((g) => g.tasks.length))) })] : null;
+  return some(traces) ? [traces, layout("tasks learned", y, { height: tall(traces), xaxis: ticks(Math.max(...drawn.map((g) => g.tasks.length))) })] : null;
 }
 
 function perTask(chosen, key, y, scale = 1) {
@@ -104,7 +113,7 @@ function perTask(chosen, key, y, scale = 1) {
     const texts = values.map((value, index) => value === null ? "" : `task ${group.parameters.task[index]}: ${+value.toFixed(2)}` + (best[index] ? `, best epoch ${+best[index].toFixed(2)}` : ""));
     return line(group, number, group.parameters.task, values, texts);
   });
-  return some(traces) ? [traces, layout("task", y, { xaxis: ticks(Math.max(...drawn.map((g) => g.tasks.length))), yaxis: { rangemode: "tozero" } })] : null;
+  return some(traces) ? [traces, layout("task", y, { height: tall(traces), xaxis: ticks(Math.max(...drawn.map((g) => g.tasks.length))), yaxis: { rangemode: "tozero" } })] : null;
 }
 
 function ranks(chosen) {
@@ -116,7 +125,7 @@ function ranks(chosen) {
   });
   const names = drawn.length ? drawn[0].ranks.layers.map((name) => plain(name.length > 26 ? "…" + name.slice(-25) : name)) : [];
   const axis = { tickangle: -45, tickfont: { size: 9 }, type: "category", tickvals: drawn.length ? drawn[0].ranks.layers.map(plain) : [], ticktext: names };
-  return some(traces) ? [traces, layout("", "rank", { height: 400, xaxis: axis, yaxis: { rangemode: "tozero" }, legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, font: { size: 11 } } })] : null;
+  return some(traces) ? [traces, layout("", "rank", { height: tall(traces) + 100, xaxis: axis, yaxis: { rangemode: "tozero" }, legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, font: { size: 11 } } })] : null;
 }
 
 function classes(chosen) {
@@ -128,7 +137,7 @@ function classes(chosen) {
   if (!some(traces)) return null;
   const names = drawn[0].classes.map((one) => plain(cut(one.name, 18)));
   const axis = { tickvals: names.map((_, index) => index), ticktext: names, tickangle: -45, tickfont: { size: names.length > 40 ? 8 : 10 } };
-  return [traces, layout("", "accuracy (%)", { xaxis: names.length > 120 ? { title: { text: "class" } } : axis, yaxis: { range: [-4, 104] }, legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, font: { size: 11 } } })];
+  return [traces, layout("", "accuracy (%)", { height: tall(traces) + 40, xaxis: names.length > 120 ? { title: { text: "class" } } : axis, yaxis: { range: [-4, 104] }, legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, font: { size: 11 } } })];
 }
 
 function bars(groups, chosen, key, title, scale) {
@@ -136,7 +145,7 @@ function bars(groups, chosen, key, title, scale) {
   if (!drawn.length) return null;
   const trace = {
     type: "bar", orientation: "h", y: drawn.map((group) => String(group.id)), x: drawn.map((group) => scale * group.means[key][0]),
-    error_x: { type: "data", array: drawn.map((group) => scale * (group.means[key][1] || 0)), thickness: 1, width: 2, color: "#5b6675" },
+    error_x: { type: "data", array: drawn.map((group) => scale * (group.means[key][1] || 0)), visible: drawn.some((group) => group.means[key][1] !== null), thickness: 1, width: 2, color: "#5b6675" },
     marker: { color: drawn.map((group) => (chosen.has(group.id) ? COLOURS[chosen.get(group.id) % COLOURS.length] : "#b9c4d0")) },
     customdata: drawn.map((group) => about(group)), text: drawn.map((group) => `${(scale * group.means[key][0]).toPrecision(4)} ± ${group.means[key][1] === null ? "–" : (scale * group.means[key][1]).toPrecision(3)}`),
     textposition: "none", hovertemplate: HOVER, name: "",
@@ -148,7 +157,7 @@ function bars(groups, chosen, key, title, scale) {
 function truncated(chosen) {
   const drawn = chosen.filter((group) => group.tasks.length && group.rank_curve.length);
   const traces = drawn.map((group, number) => line(group, number, group.rank_curve.map((one) => one.rank), group.rank_curve.map((one) => percent(one.accuracy))));
-  return some(traces) ? [traces, layout("rank at evaluation", "accuracy (%)")] : null;
+  return some(traces) ? [traces, layout("rank at evaluation", "accuracy (%)", { height: tall(traces) })] : null;
 }
 
 function heat(group) {
