@@ -171,7 +171,7 @@ def build_strategy(config: DictConfig, stream: TaskStream, network: Network) -> 
         )
     if network.adapter.keeps_last and trainer.patience is not None:
         raise RequestError(
-            f"trainer.patience={trainer.patience}: {type(network.adapter).__name__} follows a course to the end of a task",
+            f"trainer.patience={trainer.patience}: {type(network.adapter).__name__} must go on to the end of a task",
             "leave trainer.patience empty",
         )
     _check_mixing(recipe, workshop)

@@ -226,7 +226,7 @@ def nested(full: list[str]) -> Network:
         (["body", "body.0", "top"], {"body", "top.up"}),  # a module inside another is copied once
         (["body.1"], {"body.1"}),
     ],
-    ids=str,
+    ids=lambda value: str(sorted(value)),
 )
 def test_a_module_that_holds_others_is_trained_in_full(full, copied):
     net = nested(full)

@@ -74,6 +74,10 @@ class Placement:
         self.kinds, self.part, self.pattern, self.names, self.head = tuple(kinds), part, pattern, names, head
         self.roles, self.towers = roles, tuple(towers)
 
+    def __repr__(self) -> str:
+        given = {key: value for key, value in vars(self).items() if value is not None}
+        return f"Placement({', '.join(f'{key}={value!r}' for key, value in given.items())})"
+
     @classmethod
     def of(cls, placement: Placement | str) -> Placement:
         """A placement as it is, or by the name of its preset."""

@@ -6,7 +6,6 @@ from omegaconf import DictConfig
 
 from cl_runner.config.adapters import KEEPS_LAST, PLACED_NOWHERE
 
-
 Idle = tuple[str, bool, str, str]
 
 

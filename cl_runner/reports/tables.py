@@ -99,7 +99,7 @@ def _best(groups: Sequence[Group]) -> dict[tuple[str, str], str]:
     best = {}
     for benchmark in {group.identity("benchmark") for group in groups}:
         rivals = [group for group in groups if group.identity("benchmark") == benchmark]
-        for name in _LATEX_METRICS if len(rivals) > 1 else ():
+        for name in _LATEX_METRICS:
             known = [value for group in rivals if (value := group.mean(METRICS[name].key)) is not None]
             if len(known) > 1:
                 best[benchmark, name] = shown_metric(name, max(known) if METRICS[name].better > 0 else min(known))
