@@ -1,4 +1,4 @@
-# make run   the quickstart, on a fresh machine with Python 3.11 or 3.12
+# make run   the quickstart, on a fresh machine with Python 3.11 to 3.13
 # make test  the whole test suite
 # make lint  ruff and mypy
 PYTHON ?= $(shell for p in python3.12 python3.11 python3; do $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && echo $$p && break; done)

@@ -141,6 +141,17 @@ def _task_inference(adapter: Adapter, stream: TaskStream) -> str | None:
     return "max_output" if rule == "auto" else rule
 
 
+def notes(recipe: Strategy, network: Network) -> list[str]:
+    """What the user should know about this combination before it runs."""
+    adapter = network.adapter
+    found = list(adapter.warnings)
+    if recipe.whole_stream and getattr(adapter, "base", None) == "first_task":
+        found.append(
+            "the base learns the whole stream at once, and the adapter nothing; adapter.base=frozen trains the adapter"
+        )
+    return found
+
+
 def build_strategy(config: DictConfig, stream: TaskStream, network: Network) -> tuple[Strategy, Workshop]:
     """The recipe of the strategy and what it is built from, checked against one another; no data and no Avalanche.
 

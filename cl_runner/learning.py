@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from cl_runner.assembly import build_network, build_strategy, choose_device, data_root, prepare_torch
+from cl_runner.assembly import build_network, build_strategy, choose_device, data_root, notes, prepare_torch
 from cl_runner.backbones.network import Network
 from cl_runner.benchmarks.avalanche_view import avalanche_benchmark
 from cl_runner.benchmarks.stream import TaskStream
@@ -66,6 +66,8 @@ def learn(
     with _quiet_libraries():
         monitor, meter, strategy = assemble(config, stream, recipe, workshop, recorder, evaluator)
     _announce(config, folder, recorder, experiment, stream, network, device)
+    for note in notes(recipe, network):
+        recorder.warning(note)
 
     scenario = avalanche_benchmark(stream)
     evaluate = functools.partial(
@@ -111,8 +113,6 @@ def _announce(
     environment = describe(str(device), _seeds(config), list(stream.class_order), bool(config.trainer.deterministic))
     folder.write_environment(environment | {"class_names": {task.name: task.class_names for task in stream.tasks}})
     recorder.run_started(_header(config, labels, network, device, stream), names, labels)
-    for warning in network.adapter.warnings:
-        recorder.warning(warning)
 
 
 def assemble(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from cl_runner.assembly import build_network, build_strategy, data_root
+from cl_runner.assembly import build_network, build_strategy, data_root, notes
 from cl_runner.benchmarks.stream import TaskStream
 from cl_runner.config.checks import build
 from cl_runner.recording.console import Console
@@ -51,7 +51,7 @@ def plan(config: DictConfig, folder: RunFolder, console: Console) -> RunResult:
         "training_images": images,
         "training_flops": total,
     }
-    console.plan(_tasks(stream), parameters, layers, summary, network.adapter.warnings, folder.path)
+    console.plan(_tasks(stream), parameters, layers, summary, notes(recipe, network), folder.path)
     return RunResult(folder.path, summary)
 
 

@@ -281,7 +281,6 @@ SCHEDULES = {
         ["adapter.rank_schedule=[6,4,2]", "adapter.schedule_from=2"], {0: [6, 6, 6], 1: [6, 4, 2]},
     ),
     "shorter": (["adapter.rank_schedule=[3]"], {0: [3, 3, 3], 1: [3, 3, 3]}),
-    "longer": (["adapter.rank_schedule=[5,4,3,2,1]"], {0: [5, 4, 3], 1: [3, 3, 3]}),
     "hybrid": (["adapter=hybrid", "adapter.rank_schedule=[6,4,2]"], {0: [6, 6, 6], 1: [6, 4, 2]}),
 }  # fmt: skip
 

@@ -310,7 +310,7 @@ def test_accuracy_and_forgetting_are_lines_with_bands(write, tmp_path, drawn):
 
 def test_growth_and_ranks_come_from_their_tables(write, tmp_path, drawn):
     folder = write("a", matrix=NOT_EVALUATED)
-    (folder / "parameters.csv").write_text("task,growth\n1,0.1\n2,0.25\n")
+    (folder / "parameters.csv").write_text("task,growth,note\n1,0.1,\n2,0.25,text is no number\n")
     (folder / "layers.csv").write_text("task,name,rank\n1,net.a,4\n2,net.a,3\n1,net.b,2\n2,net.b,0\n")
     run_figures.draw("growth", groups_of(tmp_path), tmp_path / "x.png")
     run_figures.draw("layers", groups_of(tmp_path), tmp_path / "y.svg")
@@ -333,3 +333,11 @@ def test_pictures_of_runs_without_their_table_are_refused(write, tmp_path, capsy
     write("a", matrix=None if name == "matrix" else THREE)
     assert main([str(tmp_path / "runs"), "--plot", name, "--out", str(tmp_path / "x.png")]) == 2
     assert said in capsys.readouterr().err and not (tmp_path / "x.png").exists()
+
+
+def test_rows_without_a_rank_curve_are_left_out_beside_rows_with_one(write, tmp_path):
+    write("curved", curve=[(1, 1, 0.5), (2, 1, 0.75)])
+    write("plain", rank=2)
+    left_out = figures.rank_curves(groups_of(tmp_path), tmp_path / "ranks.png")
+    assert left_out == ["1 of 2 rows have no rank_curve.csv and are left out"]
+    assert (tmp_path / "ranks.png").is_file()

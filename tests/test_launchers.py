@@ -53,17 +53,26 @@ def learn(config, folder, recorder, experiment):
     recorder.evaluated(1, [config.seed / 10])
     return RunResult(folder.path, recorder.run_finished({"wall_seconds": 0.0}))
 
-if os.getpid() != int(os.environ["PROCESS_OF_THE_TEST"]):
+if os.getpid() != PROCESS_OF_THE_TEST:
     sys.modules["cl_runner.learning"] = types.SimpleNamespace(learn=learn)
 """
 
 
+@pytest.fixture(autouse=True)
+def fresh_workers():
+    """joblib keeps its worker processes for the next call; here that is another test."""
+    yield
+    if "joblib" in sys.modules:
+        from joblib.externals.loky import get_reusable_executor
+
+        get_reusable_executor().shutdown(wait=True, kill_workers=True)
+
+
 @pytest.fixture
-def submit(monkeypatch):
+def submit():
     """Runs a sweep of a user's own adapter."""
-    monkeypatch.setenv("PROCESS_OF_THE_TEST", str(os.getpid()))
     Path("mine/adapter").mkdir(parents=True)
-    Path("mine/deadly_of_mine.py").write_text(OWN_MODULE)
+    Path("mine/deadly_of_mine.py").write_text(OWN_MODULE.replace("PROCESS_OF_THE_TEST", str(os.getpid())))
 
     def execute(*arguments: str) -> int:
         Path("mine/adapter/deadly.yaml").write_text("_target_: deadly_of_mine.Deadly\nrank: 1\n")

@@ -268,3 +268,35 @@ def test_the_command_prints_the_plan_and_writes_its_files(tmp_path, capsys, monk
     assert {item.name for item in folder.iterdir()} >= {"config.yaml", "parameters.csv", "layers.csv"}
     for figure in ("850,419", "11,008", "819,400", "139,581,248", "features.49", "82,944"):
         assert figure in shown, figure
+
+
+@pytest.mark.parametrize(
+    ("typed", "reason"),
+    [
+        (["adapter.full=[classifier.classifiers.0]"], "is part of the head, which trains in full"),
+        (["adapter=dylora", "adapter.rank_schedule=[8,4,2]", "trainer.epochs=2"], "has 3 epochs, and trainer.epochs=2"),
+        (["adapter=dylora", "adapter.rank_schedule=[8,4]", "trainer.iterations=9"], "trains one epoch"),
+        (["adapter=dylora", "adapter.rank_schedule=[8,4]", "adapter.schedule_from=9"], "there are 5 tasks"),
+        (["adapter=dylora", "adapter.rank_schedule=[8,4]", "adapter.eval_ranks=[8]"], "ends at 4"),
+        (["adapter=dylora", "adapter.rank_schedule=[8,4]", "adapter.eval_rank=5"], "ends at 4"),
+        (["+adapter.rank=3"], "without the plus, adapter.rank=VALUE"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_requests_that_would_do_something_else_are_refused(tmp_path, typed, reason):
+    with pytest.raises(RequestError, match=reason):
+        plan(tmp_path, *DIGITS[:1], *typed)
+
+
+@pytest.mark.parametrize(
+    ("typed", "reason"),
+    [
+        (["adapter.full=[block1,block2]"], "leaves none to adapt"),
+        (["adapter.linear_rank=3"], "linear_rank=3 has no linear layer"),
+        (["strategy=joint"], "adapter.base=frozen trains the adapter"),
+    ],
+)
+def test_what_has_no_effect_is_warned_of(tmp_path, typed, reason, capsys):
+    plan(tmp_path, *DIGITS[:1], *typed)
+    said = capsys.readouterr()
+    assert reason in (said.out + said.err).replace("\n", " ")

@@ -174,7 +174,7 @@ def test_mean_deviation_and_n_are_those_of_pandas(tmp_path, capsys):
 
 
 def test_a_thousand_runs_take_seconds(tmp_path, capsys):
-    """Measured in CPU time, which a busy machine does not change; 1.0 s and 3.2 s on a core of 2.9 GHz."""
+    """Measured in CPU time, which a busy machine does not change; 0.6 s and 3.1 s on a core of an AMD EPYC."""
     write_sweep(tmp_path / "sweep", 1000)
     started = time.process_time()
     text = read(capsys, tmp_path / "sweep").out

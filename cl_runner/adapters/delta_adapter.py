@@ -95,7 +95,10 @@ class DeltaAdapter(FrozenBase):
         names = Placement.of(placement).choose(self.root)
         self.full = tuple(full_modules(self.root, self.full))
         inside = tuple(f"{name}." for name in self.full)
-        names = [name for name in names if name not in self.full and not name.startswith(inside)]
+        placed = names
+        names = [name for name in placed if name not in self.full and not name.startswith(inside)]
+        if not names:
+            self._notes.append(f"adapter.full={list(self.full)} holds every placed layer and leaves none to adapt")
         for name in names:
             module = self.root.get_submodule(name) if self._is_head(name) else None
             if isinstance(module, Head):
@@ -224,6 +227,8 @@ class DeltaAdapter(FrozenBase):
         sites = {name: self._site(name, 0) for name in names}
         for name, site in sites.items():
             self.check_layer(name, site)
+        if self.linear_rank is not None and not any(kind_of(site) == "linear" for site in sites.values()):
+            self._notes.append(f"adapter.linear_rank={self.linear_rank} has no linear layer to act on")
         self._notes += check_ranks(sites, self.rank, self.linear_rank, self.own_rank)
         if self.compute == TWO_PATH and not any(
             isinstance(site, AdaptedLinear) or is_conv1d(site) for site in sites.values()

@@ -81,6 +81,13 @@ class DyLoRA(LoRA):
             raise RequestError(
                 f"adapter.rank_schedule={list(rank_schedule)} rises", "ranks that were dropped cannot come back"
             )
+        last = min(self.rank_schedule, default=None)
+        beyond = [wanted for wanted in (*self.eval_ranks, eval_rank or 0) if last is not None and wanted > last]
+        if beyond:
+            raise RequestError(
+                f"adapter.rank_schedule={list(rank_schedule)} ends at {last}; rank {max(beyond)} is to be evaluated",
+                f"adapter.eval_rank and eval_ranks at most {last}",
+            )
         largest = max(rank, linear_rank or 0)
         if max(self.rank_schedule, default=0) > largest:
             raise RequestError(

@@ -10,8 +10,10 @@ from torch import nn
 from cl_runner.adapters.adapter import Adapter
 from cl_runner.adapters.task_sets import CopiedModules
 from cl_runner.backbones.network import Network
+from cl_runner.errors import RequestError
 
 PER_TASK, SHARED = "per_task", "shared"
+BASES = ("auto", "frozen", "first_task")
 
 
 class FrozenBase(Adapter):
@@ -34,6 +36,9 @@ class FrozenBase(Adapter):
     copies: CopiedModules
 
     def __init__(self, *, base: str, sharing: str, task_inference: str) -> None:
+        for key, value, choices in (("base", base, BASES), ("sharing", sharing, (PER_TASK, SHARED))):
+            if value not in choices:
+                raise RequestError(f"adapter.{key}={value} is not possible", f"one of: {', '.join(choices)}")
         self.base, self.sharing, self.task_inference = base, sharing, task_inference
         self.per_task = sharing == PER_TASK
         self.base_tasks: tuple[int, ...] = ()

@@ -46,6 +46,10 @@ def save_peft(adapter: DeltaAdapter, folder: Path | str, task: int | None = None
     Raises:
         RequestError: the task has no set, or it has something that PEFT cannot express.
     """
+    if not isinstance(adapter, DeltaAdapter):
+        raise RequestError(
+            f"{type(adapter).__name__} has no LoRA factors to save", "use adapter=lora, dylora, dclora or hybrid"
+        )
     items = _set_of(adapter, task)
     _check_whole(adapter, task)
     tensors: dict[str, Tensor] = {}

@@ -150,9 +150,19 @@ def full_modules(root: nn.Module, wanted_names: Sequence[str]) -> list[str]:
     for wanted in wanted_names:
         if wanted == "head" and has_head:
             continue
+        heads = tuple(name for name, module in modules.items() if isinstance(module, Head))
+        inside = tuple(f"{name}." for name in heads)
+        if wanted in heads:
+            continue
+        if wanted.startswith(inside):
+            raise RequestError(
+                f"adapter.full: '{wanted}' is part of the head, which trains in full in any case", "leave it out, or write head"
+            )
         if not wanted or wanted not in modules or not count(modules[wanted]):
             known = tuple(
-                name for name, module in modules.items() if name and not isinstance(module, Head) and count(module)
+                name
+                for name, module in modules.items()
+                if name and name not in heads and not name.startswith(inside) and count(module)
             )
             raise RequestError(f"adapter.full: there is no module '{wanted}' with parameters", nearest(wanted, known))
         names += _without_head(wanted, modules[wanted])

@@ -212,12 +212,31 @@ def _check_together(config: DictConfig) -> None:
         raise RequestError("placement.kinds=[] is not possible", "a list of conv, linear or both")
     if not placement.towers:
         raise RequestError("placement.towers=[] is not possible", "a list of vision, text or both")
+    _check_schedule(config)
     optimizer = config.optimizer
     if optimizer.get("nesterov") and not optimizer.get("momentum"):
         raise RequestError("optimizer.nesterov=true needs momentum", "set optimizer.momentum above 0, for example 0.9")
     betas = optimizer.get("betas")
     if betas is not None and len(betas) != 2:
         raise RequestError(f"optimizer.betas={list(betas)} is not possible", "two numbers, each at least 0 and below 1")
+
+
+def _check_schedule(config: DictConfig) -> None:
+    """Refuses a rank schedule that is never followed to its end."""
+    schedule, trainer = config.adapter.get("rank_schedule"), config.trainer
+    if not schedule:
+        return
+    if trainer.iterations is not None or len(schedule) > trainer.epochs:
+        length = "trainer.iterations trains one epoch" if trainer.iterations else f"trainer.epochs={trainer.epochs}"
+        raise RequestError(
+            f"adapter.rank_schedule={list(schedule)} has {len(schedule)} epochs, and {length}",
+            "give as many ranks as epochs at most, and train by epochs",
+        )
+    tasks = config.benchmark.get("n_tasks")
+    if tasks is not None and config.adapter.schedule_from > tasks:
+        raise RequestError(
+            f"adapter.schedule_from={config.adapter.schedule_from}: there are {tasks} tasks", f"at most {tasks}"
+        )
 
 
 def _check_typed_keys(config: DictConfig, overrides: list[str]) -> None:

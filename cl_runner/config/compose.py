@@ -101,6 +101,11 @@ def explain(error: Exception, overrides: list[str], config_dir: str | None = Non
         quotable = value and re.fullmatch(r"[+~]{0,2}[\w./@-]+", key, re.ASCII)
         hint = f"quote a value with special characters twice: \"{key}='...'\"" if quotable else SYNTAX
         return RequestError(f"'{shown(unread)}' cannot be read as an override", hint)
+    there = re.search(r"already at '([^\s']+)'", text)
+    if there:
+        return RequestError(
+            f"+{there.group(1)}: the key is there already", f"without the plus, {there.group(1)}=VALUE sets it"
+        )
     deleted = re.match(r"Could not delete from config\. (?:The value of )?'(\S+)'", text)
     named = deleted or re.search(r"Could not (?:override|append to|append) '?([^'\s]+?)'?[.:]?(?:\s|$)", text)
     if named:

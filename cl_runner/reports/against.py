@@ -123,7 +123,7 @@ def _compared(
         std = statistics.stdev(known) if whole and len(known) > 1 else None
         difference = None if mean is None else mean - wanted
         scale = abs(wanted) if figure.unit in _RELATIVE else 1.0
-        far = difference is not None and abs(difference) > FAR[figure.unit] * scale
+        far = difference is not None and abs(difference) > FAR[figure.unit] * scale + 1e-9
         return Comparison(
             index,
             result,

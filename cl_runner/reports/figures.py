@@ -89,9 +89,10 @@ def rank_curves(groups: Sequence[Group], path: Path) -> list[str]:
     """Draws the accuracy in %, mean over the tasks, over the rank at which a trained network was evaluated.
 
     A line a group; its band is the sample standard deviation over the seeds. Arguments, result and errors as in
-    :func:`pareto`; a run without `rank_curve.csv` is refused by name.
+    :func:`pareto`; groups with a run without `rank_curve.csv` are left out.
     """
-    lines = rank_lines(groups)
+    curved = [group for group in groups if all((run.folder / "rank_curve.csv").is_file() for run in group.runs)]
+    lines = rank_lines(curved or groups)
     with style():
         figure, axes = new_axes("rank at evaluation", "accuracy, mean over the tasks (%)")
         for number, line in enumerate(lines):
@@ -110,7 +111,8 @@ def rank_curves(groups: Sequence[Group], path: Path) -> list[str]:
         axes.minorticks_off()
         axes.legend(loc="best")
         save(figure, path)
-    return []
+    left = len(groups) - len(curved)
+    return [f"{left} of {len(groups)} rows have no rank_curve.csv and are left out"] if left else []
 
 
 PLOTS: dict[str, Callable[[Sequence[Group], Path], list[str]]] = {
