@@ -156,7 +156,8 @@ def full_modules(root: nn.Module, wanted_names: Sequence[str]) -> list[str]:
             continue
         if wanted.startswith(inside):
             raise RequestError(
-                f"adapter.full: '{wanted}' is part of the head, which trains in full in any case", "leave it out, or write head"
+                f"adapter.full: '{wanted}' is part of the head, which trains in full in any case",
+                "leave it out, or write head",
             )
         if not wanted or wanted not in modules or not count(modules[wanted]):
             known = tuple(
