@@ -308,7 +308,12 @@ def test_signals_end_with_130_and_the_folder_says_so(tmp_path):
     for name in wanted:
         (tmp_path / name).mkdir()
         processes[name] = subprocess.Popen(
-            [COMMAND, *ENDLESS], cwd=tmp_path / name, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [COMMAND, *ENDLESS],
+            cwd=tmp_path / name,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
         )
     try:
         for name in reversed(wanted):
@@ -331,9 +336,13 @@ def test_ctrl_c_while_training(tmp_path, capsys):
             signal.raise_signal(signal.SIGINT)
 
     capsys.readouterr()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background may ignore it
     finger = threading.Thread(target=press)
     finger.start()
-    code = cli.execute([*ENDLESS, "quiet=true"])
+    try:
+        code = cli.execute([*ENDLESS, "quiet=true"])
+    finally:
+        signal.signal(signal.SIGINT, before)
     finger.join()
     assert code == 130
     told_interrupted(tmp_path, capsys.readouterr().err)

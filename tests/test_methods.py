@@ -232,7 +232,8 @@ def test_options_that_contradict_each_other_are_refused(make, words):
 
 
 def test_a_rank_between_the_two_ranks_may_be_evaluated():
-    DyLoRA(rank=4, linear_rank=8, eval_ranks=[8], rank_schedule=[8, 4])
+    DyLoRA(rank=4, linear_rank=8, eval_ranks=[8])
+    DyLoRA(rank=4, linear_rank=8, rank_schedule=[8, 4])
 
 
 # --------------------------------------------------------------------------------- sets, heads and merging
