@@ -8,7 +8,7 @@ set -euo pipefail
 root=${1:?usage: results_adapters.sh ROOT [OUTPUT]}
 output=${2:-outputs/results_adapters}
 common=(+experiment=convlora_folder "benchmark.root=$root" benchmark.per_class=1000 trainer.epochs=3
-  trainer.channels_last=true quiet=true)
+  trainer.channels_last=true evaluate=seen quiet=true)
 run() {
   local place=$1; shift
   echo "cl-run $*"
