@@ -5,18 +5,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
-
-from cl_runner.backbones.network import Network
+from cl_runner.backbones.routing import TaskNetwork
 from cl_runner.benchmarks.stream import TaskStream
 from cl_runner.recording.recorder import Recorder
-from cl_runner.training.monitor import AccuracyMeter
+from cl_runner.training.monitor import Meter
 
 
 def evaluate(
     strategy: Any,
     scenario: Any,
-    meter: AccuracyMeter,
+    meter: Meter,
     recorder: Recorder,
     which: str,
     *,
@@ -26,13 +24,11 @@ def evaluate(
     """Fills row ``tasks_seen`` of the accuracy matrix, and what the probes give."""
     experiences, probes = _apart(scenario, stream)
     wanted = (experiences[:tasks_seen] if which == "seen" else experiences) + probes
-    meter.accuracies.clear()
-    meter.recognised.clear()
-    meter.by_class.clear()
+    meter.clear()
     if wanted:
         strategy.eval(wanted)
     row = [meter.accuracies.get(experience.current_experience, math.nan) for experience in experiences]
-    recorder.evaluated(tasks_seen, row)
+    recorder.evaluated(tasks_seen, row, _figures(meter, experiences))
     by_class = {task: found for task, found in meter.by_class.items() if task < len(stream)}
     recorder.classes_evaluated(tasks_seen, by_class, _class_names(stream))
     if probes:
@@ -48,28 +44,40 @@ def _apart(scenario: Any, stream: TaskStream) -> tuple[list[Any], list[Any]]:
     return experiences[: len(stream)], experiences[len(stream) :]
 
 
-def excluded(stream: TaskStream) -> torch.Tensor:
-    """(tasks and probes, classes): true where a class is no candidate at evaluation."""
-    excluded = torch.ones(len(stream.evaluated), stream.n_classes, dtype=torch.bool)
-    for task in stream.evaluated:
-        excluded[task.index, stream.candidates(task)] = False
-    return excluded
-
-
 def rank_curve(
-    strategy: Any, scenario: Any, meter: AccuracyMeter, recorder: Recorder, network: Network, stream: TaskStream
+    strategy: Any,
+    scenario: Any,
+    meter: Meter,
+    recorder: Recorder,
+    network: TaskNetwork,
+    *,
+    tasks_seen: int,
+    stream: TaskStream,
 ) -> None:
-    """Evaluates the trained network with fewer components, at the ranks that were asked for."""
+    """Evaluates the trained network with fewer components, at those of the ranks asked for that still exist."""
     experiences, _ = _apart(scenario, stream)
-    for rank in network.adapter.eval_ranks:
-        network.adapter.truncate(rank)
+    adapter = network.adapter
+    if not adapter.eval_ranks or (tasks_seen < len(stream) and adapter.eval_ranks_at != "every_task"):
+        return
+    kept = adapter.kept_rank()
+    for rank in adapter.eval_ranks:
+        if kept is not None and rank > kept:
+            continue
+        adapter.truncate(rank)
         network.forget()
-        meter.accuracies.clear()
+        meter.clear()
         strategy.eval(experiences)
-        recorder.evaluated_at_rank(rank, [meter.accuracies[item.current_experience] for item in experiences])
-    if network.adapter.eval_ranks:
-        network.adapter.truncate(None)
-        network.forget()
+        accuracies = [meter.accuracies[item.current_experience] for item in experiences]
+        losses = [(item or {}).get("loss") for item in _figures(meter, experiences)]
+        recorder.evaluated_at_rank(
+            rank, accuracies, after_task=tasks_seen, losses=losses if any(item is not None for item in losses) else None
+        )
+    adapter.truncate(None)
+    network.forget()
+
+
+def _figures(meter: Meter, experiences: list[Any]) -> list[dict[str, Any] | None]:
+    return [meter.figures.get(experience.current_experience) for experience in experiences]
 
 
 def _class_names(stream: TaskStream) -> dict[int, str]:

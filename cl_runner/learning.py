@@ -20,33 +20,27 @@ from omegaconf import DictConfig
 
 from cl_runner import evaluation
 from cl_runner.assembly import (
-    build_network,
     build_strategy,
     choose_device,
-    data_root,
-    name_classes,
     notes,
-    open_benchmark,
     prepare_torch,
 )
 from cl_runner.backbones.export import check_export, save_weights
-from cl_runner.backbones.network import Network
-from cl_runner.backbones.text_head import TextHead
+from cl_runner.backbones.routing import TaskNetwork
 from cl_runner.benchmarks.avalanche_view import avalanche_benchmark
 from cl_runner.benchmarks.stream import TaskStream
 from cl_runner.config.checks import build
 from cl_runner.errors import RequestError
+from cl_runner.modalities import modality_of
+from cl_runner.modalities.modality import Modality, data_root
 from cl_runner.recording.environment import describe
 from cl_runner.recording.recorder import Recorder
 from cl_runner.recording.run_folder import RunFolder
 from cl_runner.result import RunResult
 from cl_runner.strategies.strategy import Strategy, Workshop
 from cl_runner.training.account import layer_rows, parameter_row, trainable_parameters
-from cl_runner.training.augment import Augmentation
-from cl_runner.training.lane import Lane
-from cl_runner.training.monitor import AccuracyMeter, Listener, NoMetrics, TrainingMonitor
+from cl_runner.training.monitor import Listener, Meter, NoMetrics, TrainingMonitor
 from cl_runner.training.plugin import AdapterPlugin
-from cl_runner.training.task_aware import TaskAwareNetwork
 
 Progress = Callable[[int, int], None]
 
@@ -64,10 +58,11 @@ def learn(
         evaluator: an Avalanche EvaluationPlugin to run along.
     """
     started = time.perf_counter()
-    stream, network, recipe, workshop, device = _prepare(config, recorder.reading)
+    modality = modality_of(config)
+    stream, network, recipe, workshop, device = _prepare(config, modality, recorder.reading)
     with _quiet_libraries():
-        monitor, meter, strategy = assemble(config, stream, recipe, workshop, recorder, evaluator)
-    _announce(config, folder, recorder, experiment, stream, network, device)
+        monitor, meter, strategy = assemble(config, stream, recipe, workshop, recorder, evaluator, modality)
+    _announce(config, folder, recorder, experiment, stream, network, device, modality)
     for note in (*stream.notes, *notes(recipe, network)):
         recorder.warning(note)
 
@@ -78,15 +73,16 @@ def learn(
     with _quiet_libraries():
         if config.evaluate != "last" and recipe.evaluates_untrained:
             evaluate(tasks_seen=0)
-        for phase in _phases(scenario, recipe):
+        for number, phase in enumerate(_phases(scenario, recipe)):
             tasks_seen = phase[-1].current_experience + 1
+            strategy.train_epochs = workshop.epochs[number] if recipe.descends else 0
             row = _train(strategy, phase, network, monitor)
             layers = _layers(network, phase)
             drift = network.adapter.drift()
             recorder.task_finished(tasks_seen, row | {"drift": drift} | network.adapter.figures(), layers)
             if config.evaluate != "last" or tasks_seen == len(stream):
                 evaluate(tasks_seen=tasks_seen)
-        evaluation.rank_curve(strategy, scenario, meter, recorder, network, stream)
+            evaluation.rank_curve(strategy, scenario, meter, recorder, network, tasks_seen=tasks_seen, stream=stream)
 
     if config.export is not None:
         _export(config.export, network, recorder)
@@ -102,13 +98,15 @@ def learn(
     return RunResult(folder.path, summary, _rows(recorder.matrix), _rows([recorder.initial])[0], network)
 
 
-def _prepare(config: DictConfig, progress: Progress) -> tuple[TaskStream, Network, Strategy, Workshop, torch.device]:
+def _prepare(
+    config: DictConfig, modality: Modality, progress: Progress
+) -> tuple[TaskStream, TaskNetwork, Strategy, Workshop, torch.device]:
     """The parts of a run, checked against one another before data is read, on the device."""
     device = choose_device(config.trainer.device)
     prepare_torch(config)
-    benchmark, outline = open_benchmark(config)
-    network = build_network(config, outline, network_class=TaskAwareNetwork if outline.task_labels else Network)
-    recipe, workshop = build_strategy(config, outline, network)
+    benchmark, outline = modality.open()
+    network = modality.network(outline, task_aware=outline.task_labels)
+    recipe, workshop = build_strategy(config, outline, network, modality)
     if config.export is not None:
         check_export(config.export, network)
         if not recipe.exports:
@@ -116,19 +114,19 @@ def _prepare(config: DictConfig, progress: Progress) -> tuple[TaskStream, Networ
                 f"export={config.export}: strategy={type(recipe).__name__.lower()} answers with more than weights",
                 "drop export, or choose another strategy",
             )
-    options = {"progress": progress, "training": recipe.reads_training}
+    options = {"progress": progress, "training": recipe.reads_training} | modality.given()
     takes = inspect.signature(benchmark.stream).parameters  # a user's own benchmark need not take them
     given = {name: value for name, value in options.items() if name in takes}
     stream: TaskStream = benchmark.stream(data_root(config), **given)
     assert stream.store is not None
-    name_classes(config, stream, network)
+    modality.meet(stream, network)
     stream.store.to(device, config.trainer.data_placement)
     memory_format = torch.channels_last if config.trainer.channels_last else torch.preserve_format
     network.to(device).to(memory_format=memory_format)
     return stream, network, recipe, workshop, device
 
 
-def _export(path: str, network: Network, recorder: Recorder) -> None:
+def _export(path: str, network: TaskNetwork, recorder: Recorder) -> None:
     """Writes the trained weights; a full disk must not cost the run that made them."""
     try:
         recorder.log("exported", file=str(save_weights(network, path)))
@@ -142,8 +140,9 @@ def _announce(
     recorder: Recorder,
     experiment: str,
     stream: TaskStream,
-    network: Network,
+    network: TaskNetwork,
     device: torch.device,
+    modality: Modality,
 ) -> None:
     """Records what is about to run, on what."""
     names = [task.name for task in stream.tasks]
@@ -151,7 +150,7 @@ def _announce(
     environment = describe(str(device), _seeds(config), list(stream.class_order), bool(config.trainer.deterministic))
     folder.write_environment(environment | {"class_names": {task.name: task.class_names for task in stream.tasks}})
     probes = [task.name for task in stream.probes]
-    recorder.run_started(_header(config, labels, network, device, stream), names, labels, probes=probes)
+    recorder.run_started(_header(config, labels, network, device, stream, modality), names, labels, probes=probes)
 
 
 def assemble(
@@ -161,7 +160,8 @@ def assemble(
     workshop: Workshop,
     listener: Listener,
     evaluator: Any = None,
-) -> tuple[TrainingMonitor, AccuracyMeter, Any]:
+    modality: Modality | None = None,
+) -> tuple[TrainingMonitor, Meter, Any]:
     """The Avalanche strategy with the lane under it and the watchers beside it."""
     assert stream.store is not None
     network = workshop.network
@@ -173,9 +173,7 @@ def assemble(
             f"{empty[0]} on, which trainer.patience or scheduler=plateau watches",
             "use more training images (benchmark.per_class), or neither of the two",
         )
-    generator = torch.Generator().manual_seed(config.seed)
-    augmentation = Augmentation(stream.augmentation, stream.image_shape[1], generator)
-    lane = Lane(stream.store, augmentation, workshop.channels_last)
+    modality = modality or modality_of(config)
     monitor = TrainingMonitor(
         listener=listener,
         schedule=build(config.scheduler),
@@ -183,12 +181,14 @@ def assemble(
         names=["all tasks" if recipe.whole_stream else task.name for task in stream.tasks],
         patience=config.trainer.patience,
         restore_best=config.trainer.restore_best and not network.adapter.keeps_last,
+        totals=modality.totals,
+        amount=modality.amount,
         revisits=recipe.revisits,
     )
-    head = network.head
-    meter = AccuracyMeter(evaluation.excluded(stream), head.aliases if isinstance(head, TextHead) else None)
+    meter = modality.meter(stream, network)
     watchers = [monitor, meter, AdapterPlugin(network)]
-    strategy = recipe.build(dataclasses.replace(workshop, lane=lane), watchers, evaluator or NoMetrics())
+    workshop = dataclasses.replace(workshop, lane=modality.lane(stream))
+    strategy = recipe.build(workshop, watchers, evaluator or NoMetrics())
     return monitor, meter, strategy
 
 
@@ -198,7 +198,7 @@ def _phases(scenario: Any, recipe: Strategy) -> list[list[Any]]:
     return [experiences] if recipe.whole_stream else [[experience] for experience in experiences]
 
 
-def _train(strategy: Any, phase: list[Any], network: Network, monitor: TrainingMonitor) -> dict[str, Any]:
+def _train(strategy: Any, phase: list[Any], network: TaskNetwork, monitor: TrainingMonitor) -> dict[str, Any]:
     """Trains one phase and returns its row of `parameters.csv`."""
     opened: dict[str, Any] = {}
     monitor.when_open = lambda: opened.update(trainable=trainable_parameters(network))
@@ -209,7 +209,7 @@ def _train(strategy: Any, phase: list[Any], network: Network, monitor: TrainingM
     return stored | opened | {"epochs": monitor.epoch, "best_epoch": monitor.best_epoch, "seconds": seconds}
 
 
-def _layers(network: Network, phase: list[Any]) -> list[dict[str, Any]]:
+def _layers(network: TaskNetwork, phase: list[Any]) -> list[dict[str, Any]]:
     return [row for experience in phase for row in layer_rows(network, experience.current_experience)]
 
 
@@ -222,7 +222,7 @@ def _seeds(config: DictConfig) -> dict[str, int | None]:
     }
 
 
-def _labels(config: DictConfig, stream: TaskStream, network: Network, experiment: str) -> dict[str, Any]:
+def _labels(config: DictConfig, stream: TaskStream, network: TaskNetwork, experiment: str) -> dict[str, Any]:
     def named(group: str) -> str:
         return str(config[group]._target_).rpartition(".")[2].lower()
 
@@ -237,13 +237,17 @@ def _labels(config: DictConfig, stream: TaskStream, network: Network, experiment
 
 
 def _header(
-    config: DictConfig, labels: dict[str, Any], network: Network, device: torch.device, stream: TaskStream
+    config: DictConfig,
+    labels: dict[str, Any],
+    network: TaskNetwork,
+    device: torch.device,
+    stream: TaskStream,
+    modality: Modality,
 ) -> dict[str, str]:
     trainer = config.trainer
-    known = "task labels" if stream.task_labels else "no task labels"
-    if network.inference is not None:
-        known += f", tasks told apart by {network.inference.rule}"
-    length = f"{trainer.iterations} iterations" if trainer.iterations else f"{trainer.epochs} epochs"
+    about = modality.describe(stream, network)
+    epochs = trainer.epochs if trainer.task_epochs is None else ",".join(map(str, trainer.task_epochs))
+    length = f"{trainer.iterations} iterations" if trainer.iterations else f"{epochs} epochs"
     layers = network.adapter.adapted_layers()
     rank = config.adapter.get("rank")
     size = f"rank {rank} on" if rank is not None else "own weights for"
@@ -251,8 +255,8 @@ def _header(
     optimizer = str(config.optimizer._target_).rpartition(".")[2]
     return {
         "experiment": str(labels["experiment"]),
-        "benchmark": f"{labels['benchmark']}: {len(stream)} tasks, {stream.n_classes} classes, {known}",
-        "backbone": f"{labels['backbone']}, {network.base_parameters:,} parameters without classifier",
+        "benchmark": f"{labels['benchmark']}: {about['benchmark']}",
+        "backbone": f"{labels['backbone']}, {about['backbone']}",
         "adapter": adapter,
         "strategy": str(labels["strategy"]),
         "training": f"{length} a task, batch {trainer.batch_size}, {optimizer} lr {config.optimizer.get('lr')}",

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from cl_runner.adapters import PEFT, Placement
-from cl_runner.assembly import build_network
+from cl_runner.modalities.images import build_network
 from cl_runner.backbones.network import Network
 from cl_runner.cli import execute
 from cl_runner.config.checks import build, settle

@@ -15,7 +15,7 @@ from torch import nn
 from torchvision.models import VisionTransformer
 
 from cl_runner.adapters import SenaCNN
-from cl_runner.assembly import build_network
+from cl_runner.modalities.images import build_network
 from cl_runner.backbones.network import Network
 from cl_runner.benchmarks.classes import SplitDigits
 from cl_runner.config.checks import settle

@@ -58,6 +58,7 @@ class Adapter(ABC):
         per_task: whether a set of its own is kept for every task, so that the forward pass needs to know the task.
         task_inference: how a sample's task is found where a set per task is kept and no labels of tasks are given.
         eval_ranks: ranks at which the trained network is evaluated once more, for the rank curve.
+        eval_ranks_at: last (after the last task) or every_task.
         resizes: whether parameters change their shape while they train.
         keeps_last: whether a task must end with its last weights: its training has a course of its own, which going
             back to the epoch with the best validation loss, or stopping early, would undo.
@@ -66,6 +67,7 @@ class Adapter(ABC):
     per_task: bool = False
     task_inference: str = "auto"
     eval_ranks: Sequence[int] = ()
+    eval_ranks_at: str = "last"
     resizes: bool = False
     keeps_last: bool = False
     model: nn.Module
@@ -127,6 +129,10 @@ class Adapter(ABC):
 
     def unmerge(self) -> None:
         """Takes them out again."""
+
+    def kept_rank(self) -> int | None:
+        """The largest rank that any set still has; None where there are no ranks."""
+        return None
 
     def truncate(self, rank: int | None) -> None:
         """Evaluates with the first ``rank`` components of every delta from now on; None: with those configured."""

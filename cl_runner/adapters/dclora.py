@@ -10,7 +10,7 @@ from torch import Tensor
 from cl_runner.adapters.delta_adapter import SHARED
 from cl_runner.adapters.dylora import DyLoRA
 from cl_runner.adapters.factors import LoRAFactors
-from cl_runner.adapters.lora import LoRA
+from cl_runner.adapters.lora import LAST, LoRA
 from cl_runner.adapters.penalties import direction
 
 
@@ -66,7 +66,8 @@ class DCLoRA(KeepsDirection):
 
     Args:
         lambda_dc: weight of the penalty.
-        rank, linear_rank, alpha, dropout, base, full, compute, eval_rank, eval_ranks: see `LoRA`.
+        rank, linear_rank, alpha, dropout, base, full, compute, eval_rank, eval_ranks,
+            eval_ranks_at: see `LoRA`.
 
     Source: the two-stage hybrid study of DyLoRA and DC-LoRA.
     """
@@ -83,6 +84,7 @@ class DCLoRA(KeepsDirection):
         compute: str = "auto",
         eval_rank: int | None = None,
         eval_ranks: Sequence[int] = (),
+        eval_ranks_at: str = LAST,
         lambda_dc: float = 0.1,
     ) -> None:
         super().__init__(
@@ -96,6 +98,7 @@ class DCLoRA(KeepsDirection):
             compute=compute,
             eval_rank=eval_rank,
             eval_ranks=eval_ranks,
+            eval_ranks_at=eval_ranks_at,
         )
         self.lambda_dc = lambda_dc
 
@@ -108,7 +111,8 @@ class Hybrid(KeepsDirection, DyLoRA):
     Args:
         lambda_order, lambda_dc: weights of the two penalties.
         rank_schedule, schedule_from: see `DyLoRA`.
-        rank, linear_rank, alpha, dropout, base, full, compute, eval_rank, eval_ranks: see `LoRA`.
+        rank, linear_rank, alpha, dropout, base, full, compute, eval_rank, eval_ranks,
+            eval_ranks_at: see `LoRA`.
 
     Source: the two-stage hybrid study of DyLoRA and DC-LoRA.
     """
@@ -125,6 +129,7 @@ class Hybrid(KeepsDirection, DyLoRA):
         compute: str = "auto",
         eval_rank: int | None = None,
         eval_ranks: Sequence[int] = (),
+        eval_ranks_at: str = LAST,
         lambda_order: float = 1e-4,
         lambda_dc: float = 0.1,
         rank_schedule: Sequence[int] = (),
@@ -141,6 +146,7 @@ class Hybrid(KeepsDirection, DyLoRA):
             compute=compute,
             eval_rank=eval_rank,
             eval_ranks=eval_ranks,
+            eval_ranks_at=eval_ranks_at,
             lambda_order=lambda_order,
             rank_schedule=rank_schedule,
             schedule_from=schedule_from,

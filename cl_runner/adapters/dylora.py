@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cl_runner.adapters.factors import LoRAFactors
 from cl_runner.adapters.layers import Site
-from cl_runner.adapters.lora import LoRA
+from cl_runner.adapters.lora import LAST, LoRA
 from cl_runner.adapters.penalties import ordering
 from cl_runner.errors import RequestError
 
@@ -34,8 +34,8 @@ class DyLoRA(LoRA):
         update: all or last, with training=random_rank.
         rank_schedule: rank per epoch; empty: no schedule.
         schedule_from: the first task, from 1, that follows the schedule.
-        rank, linear_rank, alpha, dropout, sharing, base, full, compute, task_inference, eval_rank, eval_ranks: see
-            `LoRA`.
+        rank, linear_rank, alpha, dropout, sharing, base, full, compute, task_inference, eval_rank, eval_ranks,
+            eval_ranks_at: see `LoRA`. After a task those of the ranks are evaluated that the schedule has left.
 
     Source: Valipour et al., "DyLoRA: parameter-efficient tuning of pretrained models using dynamic search-free low
     rank adaptation", EACL 2023; the ordering penalty and the schedule are those of the two-stage hybrid study.
@@ -55,6 +55,7 @@ class DyLoRA(LoRA):
         task_inference: str = "auto",
         eval_rank: int | None = None,
         eval_ranks: Sequence[int] = (),
+        eval_ranks_at: str = LAST,
         training: str = ORDERING,
         lambda_order: float = 1e-4,
         update: str = "all",
@@ -73,6 +74,7 @@ class DyLoRA(LoRA):
             task_inference=task_inference,
             eval_rank=eval_rank,
             eval_ranks=eval_ranks,
+            eval_ranks_at=eval_ranks_at,
         )
         self.training, self.lambda_order, self.update = training, lambda_order, update
         self.rank_schedule, self.schedule_from = tuple(rank_schedule), schedule_from
@@ -82,11 +84,12 @@ class DyLoRA(LoRA):
                 f"adapter.rank_schedule={list(rank_schedule)} rises", "ranks that were dropped cannot come back"
             )
         last = min(self.rank_schedule, default=None)
-        beyond = [wanted for wanted in (*self.eval_ranks, eval_rank or 0) if last is not None and wanted > last]
+        asked = (*(self.eval_ranks if eval_ranks_at == LAST else ()), eval_rank or 0)
+        beyond = [wanted for wanted in asked if last is not None and wanted > last]
         if beyond:
             raise RequestError(
                 f"adapter.rank_schedule={list(rank_schedule)} ends at {last}; rank {max(beyond)} is to be evaluated",
-                f"adapter.eval_rank and eval_ranks at most {last}",
+                f"adapter.eval_rank and eval_ranks at most {last}, or adapter.eval_ranks_at=every_task",
             )
         largest = max(rank, linear_rank or 0)
         if max(self.rank_schedule, default=0) > largest:

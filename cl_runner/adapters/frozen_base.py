@@ -9,7 +9,7 @@ from torch import nn
 
 from cl_runner.adapters.adapter import Adapter
 from cl_runner.adapters.task_sets import CopiedModules
-from cl_runner.backbones.network import Network
+from cl_runner.backbones.routing import TaskNetwork
 from cl_runner.errors import RequestError
 
 PER_TASK, SHARED = "per_task", "shared"
@@ -68,7 +68,7 @@ class FrozenBase(Adapter):
     def _meet(self, model: nn.Module) -> None:
         """Takes the network and settles base=auto."""
         self.model = model
-        self.root = model.backbone if isinstance(model, Network) else model
+        self.root = model.backbone if isinstance(model, TaskNetwork) else model
         self.copies = CopiedModules(self.root)
         if self.base == "auto":
             self.base = "frozen" if getattr(model, "pretrained", False) else "first_task"

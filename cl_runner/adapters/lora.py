@@ -12,6 +12,8 @@ from cl_runner.adapters.factors import LoRAFactors
 from cl_runner.adapters.layers import Site, Slice
 from cl_runner.errors import RequestError
 
+LAST = "last"  # of `eval_ranks_at`
+
 
 class LoRA(DeltaAdapter):
     """W' = W + alpha / r * B A, with A Kaiming-uniform (a = sqrt 5) and B zero, over a frozen W.
@@ -25,6 +27,7 @@ class LoRA(DeltaAdapter):
         dropout: of the input of A in training, on linear layers.
         eval_rank: components that count at evaluation, the first ones; None: all.
         eval_ranks: ranks at which the trained network is evaluated once more, for `rank_curve.csv`.
+        eval_ranks_at: last (after the last task) or every_task.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class LoRA(DeltaAdapter):
         task_inference: str = "auto",
         eval_rank: int | None = None,
         eval_ranks: Sequence[int] = (),
+        eval_ranks_at: str = LAST,
     ) -> None:
         super().__init__(
             rank=rank,
@@ -53,6 +57,7 @@ class LoRA(DeltaAdapter):
             task_inference=task_inference,
         )
         self.dropout, self.eval_rank, self.eval_ranks = dropout, eval_rank, tuple(eval_ranks)
+        self.eval_ranks_at = eval_ranks_at
         largest = max(rank, linear_rank or 0)
         for key, wanted in (("eval_rank", eval_rank), ("eval_ranks", max(self.eval_ranks, default=None))):
             if wanted is not None and wanted > largest:
@@ -85,6 +90,17 @@ class LoRA(DeltaAdapter):
                 "drop",
                 "use adapter.dropout=0, or place the adapter on linear layers only",
             )
+
+    def kept_rank(self) -> int:
+        """The largest rank that any set still has."""
+        ranks = [
+            factors.rank
+            for name in self.layers
+            for site in self._sites_named(name)
+            for factors in site.deltas.values()
+            if isinstance(factors, LoRAFactors)
+        ]
+        return max(ranks, default=max(self.rank, self.linear_rank or 0))
 
     def truncate(self, rank: int | None) -> None:
         """Evaluates every set with its first ``rank`` components."""

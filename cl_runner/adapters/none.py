@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cl_runner.adapters.adapter import Adapter
 from cl_runner.adapters.placement import Placement
-from cl_runner.backbones.network import Network
+from cl_runner.backbones.routing import TaskNetwork
 
 
 class NoAdapter(Adapter):
@@ -37,7 +37,7 @@ class NoAdapter(Adapter):
         return math.sqrt(sum(float((now[name].detach().cpu() - old).norm()) ** 2 for name, old in self._first.items()))
 
     def _weights(self) -> dict[str, Tensor]:
-        root = self.model.backbone if isinstance(self.model, Network) else self.model
+        root = self.model.backbone if isinstance(self.model, TaskNetwork) else self.model
         placed = Placement().candidates(root)
         owners = {name.rpartition(".")[0] for name in placed}  # of packed projections
         return {

@@ -13,7 +13,7 @@ from cl_runner.adapters.adapter import Adapter, LayerReport, ParameterReport, as
 from cl_runner.adapters.placement import Placement
 from cl_runner.adapters.task_sets import CopiedModules, keeps_statistics
 from cl_runner.backbones.heads import Head
-from cl_runner.backbones.network import Network
+from cl_runner.backbones.routing import TaskNetwork
 from cl_runner.errors import RequestError, nearest
 
 NOT_COUNTED = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.Embedding)
@@ -68,7 +68,7 @@ class SenaCNN(Adapter):
             RequestError: the cut is no layer, or leaves nothing frozen, or the options contradict each other.
         """
         self.model = model
-        self.root = model.backbone if isinstance(model, Network) else model
+        self.root = model.backbone if isinstance(model, TaskNetwork) else model
         if self.base == "auto":
             self.base = "frozen" if getattr(model, "pretrained", False) else "first_task"
         if self.base == "frozen" and self.branch_init == "scratch":

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from cl_runner.adapters.adapter import LayerReport
 from cl_runner.backbones.heads import Head
-from cl_runner.backbones.network import set_module
+from cl_runner.backbones.routing import set_module
 from cl_runner.errors import RequestError, nearest
 
 

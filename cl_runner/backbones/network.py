@@ -11,13 +11,11 @@ from torch import Tensor, nn
 from cl_runner.backbones.clip import CLIPClassifier
 from cl_runner.backbones.heads import Head, inputs
 from cl_runner.backbones.inference import TaskInference
+from cl_runner.backbones.routing import EVERY_CLASS, NO_TASK, TaskNetwork, count, set_module
 from cl_runner.backbones.text_head import TextHead
 
-EVERY_CLASS = object()  # stands for a call without task labels: plain logits over all classes
-NO_TASK = -1  # a task that no set belongs to: an adapter activated for it computes with the base
 
-
-class Network(nn.Module):
+class Network(TaskNetwork):
     """Logits over all classes of the stream, with other tasks' classes masked where the task is known.
 
     Without task labels, a network with a set per task infers the task of every sample (`task_inference`): while a
@@ -41,16 +39,11 @@ class Network(nn.Module):
         task_inference: the rule of `TaskInference` by which the task is chosen; None: it is given, or does not matter.
 
     Attributes:
-        inferred: the task (B,) chosen for each sample of the last batch; None where none was chosen.
-        mixes_tasks: whether a batch may hold samples of several tasks; set by the strategy.
         changes: how often the vision tower has changed without being seen to.
         moving: whether the vision tower and the text tower of a prompted network train now.
-        extra: what a strategy needs besides to answer; counted as stored and at inference.
     """
 
-    backbone: nn.Module
     masked: Tensor
-    anchor: Tensor
 
     def __init__(
         self,
@@ -66,23 +59,10 @@ class Network(nn.Module):
         precision: str = "float32",
         task_inference: str | None = None,
     ) -> None:
-        super().__init__()
-        self.backbone = backbone
+        super().__init__(
+            backbone, n_tasks=len(task_classes), task_labels=task_labels, pretrained=pretrained, precision=precision
+        )
         self.classifier_name = classifier
-        self.task_labels = task_labels
-        self.pretrained = pretrained
-        self.precision = precision
-        self.adapter: Any = None
-        self.begun: set[int] = set()
-        self.learning: int | None = None
-        self.active = 0
-        self.inferred: Tensor | None = None
-        self.mixes_tasks = False
-        self.changes = 0
-        self.probed: int | None = None
-        self.moving = (False, False)
-        self.n_tasks = len(task_classes)
-        self.extra = nn.ModuleDict()
         template = backbone.get_submodule(classifier)
         if isinstance(template, TextHead):
             assert isinstance(backbone, CLIPClassifier)
@@ -99,8 +79,6 @@ class Network(nn.Module):
         for task, classes in enumerate(evaluated):
             masks[task, list(classes)] = False
         self.register_buffer("masked", masks, persistent=False)
-        self.register_buffer("anchor", torch.zeros(()), persistent=False)
-        self.inference: TaskInference | None = None
         if task_inference is not None:
             self.inference = TaskInference(task_inference, task_classes, n_classes, n_features)
 
@@ -117,9 +95,9 @@ class Network(nn.Module):
         return isinstance(self.backbone, CLIPClassifier)
 
     @property
-    def per_task(self) -> bool:
-        """Whether the adapter keeps a set for every task, so that the whole forward depends on the task."""
-        return bool(self.adapter is not None and self.adapter.per_task)
+    def separate_heads(self) -> bool:
+        """Whether every task has a classifier of its own."""
+        return self.head.per_task
 
     @property
     def task_given(self) -> bool:
@@ -129,9 +107,7 @@ class Network(nn.Module):
     def begin_task(self, tasks: Sequence[int]) -> None:
         """Prepares training on the tasks: the adapter's new sets and the heads."""
         assert self.inference is None or len(tasks) == 1, "without labels, a batch of several tasks has no set"
-        if self.adapter is not None:
-            self.adapter.begin_task(tasks)
-        self.begun |= set(tasks)
+        super().begin_task(tasks)
         self.head.begin_task(sorted(self.begun) if self.prompted and self.mixes_tasks else tasks, isolate=self.per_task)
         if isinstance(self.backbone, CLIPClassifier):
             for parameter in self.backbone.locked():
@@ -140,14 +116,11 @@ class Network(nn.Module):
                 parameter.requires_grad_(True)
             self.moving = self.backbone.trains()
             self.backbone.train(self.training)
-        self.learning = tasks[0]
 
     def end_task(self) -> None:
         """Closes what was trained; from now on every task begun is a candidate."""
-        if self.adapter is not None:
-            self.adapter.end_task()
+        super().end_task()
         self.head.end_task()
-        self.learning, self.moving = None, (False, False)
 
     @torch.no_grad()
     def learn_prototypes(self, batches: Iterable[Sequence[Tensor]]) -> None:
@@ -160,9 +133,7 @@ class Network(nn.Module):
 
     def activate(self, task: int) -> None:
         """Switches adapter and head to one task."""
-        self.active = task
-        if self.adapter is not None:
-            self.adapter.activate(task if task < self.n_tasks else NO_TASK)  # a probe belongs to no set
+        super().activate(task)
         self.head.activate(task)
 
     def forward(self, x: Tensor, task_labels: Any = EVERY_CLASS) -> Any:
@@ -177,7 +148,7 @@ class Network(nn.Module):
         if self.inference is not None:
             return self._inferred(x)
         if not self.task_labels or task_labels is EVERY_CLASS:
-            return self._anchored(self._scores(x))
+            return self.anchored(self._scores(x))
         if task_labels is None:
             return self._every_task(x)
         if isinstance(task_labels, int):
@@ -190,29 +161,29 @@ class Network(nn.Module):
     def for_task(self, x: Tensor, task: int) -> Tensor:
         """Logits under one task, the other tasks' classes at minus infinity."""
         self.activate(task)
-        return self._anchored(self._scores(x).masked_fill(self.masked[task], float("-inf")))
+        return self.anchored(self._scores(x).masked_fill(self.masked[task], float("-inf")))
 
     def stepped(self) -> None:
         """Told after every optimiser step: torch's fused optimisers write weights without raising their version."""
-        vision, text = self.moving
-        self.changes += vision
-        if text and isinstance(self.head, TextHead):
+        super().stepped()
+        if self.moving[1] and isinstance(self.head, TextHead):
             self.head.forget()
 
     def forget(self) -> None:
         """Drops what was computed from weights that have changed without being written, as a truncation does."""
         if isinstance(self.head, TextHead):
             self.head.forget()
-        self.changes += 1
+        super().forget()
 
-    def known_tasks(self) -> set[int]:
-        """Tasks that training has begun on."""
-        return set(self.begun)
+    def head_parameters(self, tasks_seen: int) -> list[int]:
+        """Parameters of each classifier in use; a head of prompts is the text tower and has none of its own."""
+        classifiers = list(self.head.classifiers)[: tasks_seen if self.head.per_task else 1]
+        return [_own_size(classifier) for classifier in classifiers] or [0]
 
     def features(self, x: Tensor) -> Tensor:
         """What the head is given under the active task, float32 (B, d); feature maps (B, d, H, W) are averaged."""
         if isinstance(self.backbone, CLIPClassifier):
-            with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
+            with self.autocast(x.device):
                 return self.backbone.encode_images(x).float()
         caught: list[Tensor] = []
         handle = self.head.register_forward_pre_hook(lambda head, inputs: caught.append(inputs[0]))
@@ -237,14 +208,14 @@ class Network(nn.Module):
             return self.for_task(x, self.learning)
         if self.probed is not None:
             self.activate(self.probed)
-            return self._anchored(self._scores(x))
+            return self.anchored(self._scores(x))
         if self.inference.rule == "oracle":
             self.inferred = torch.full((len(x),), self.active, device=x.device)
             return self.for_task(x, self.active)
         tasks = sorted(self.known_tasks())
         if not tasks:  # nothing is learned that could be recognised
             self.activate(0)
-            return self._anchored(self._scores(x))
+            return self.anchored(self._scores(x))
         if self.inference.rule == "prototype":
             self.inferred = self.inference.from_features(self._base_features(x), tasks)
             return self._mixed(x, self.inferred, torch.unique(self.inferred).tolist())
@@ -258,20 +229,14 @@ class Network(nn.Module):
         if not self.prompted or self.inference is None:
             return self.for_task(x, task)
         self.activate(task)
-        return self._anchored(self._scores(x))
-
-    def begin_evaluation(self, task: int) -> None:
-        """Told which task is evaluated next; only a probe's identity, or one that is given, is made use of."""
-        self.probed = task if task >= self.n_tasks else None
-        if self.task_given:
-            self.activate(task)
+        return self.anchored(self._scores(x))
 
     def _every_task(self, x: Tensor) -> dict[int, Tensor]:
         tasks = sorted(self.known_tasks())
         if self.per_task or self.head.per_task:
             return {task: self.for_task(x, task) for task in tasks}
         scores = self._scores(x)  # the features are the same for every task
-        return {task: self._anchored(scores.masked_fill(self.masked[task], float("-inf"))) for task in tasks}
+        return {task: self.anchored(scores.masked_fill(self.masked[task], float("-inf"))) for task in tasks}
 
     def _mixed(self, x: Tensor, task_labels: Tensor, tasks: list[int]) -> Tensor:
         routes = [(task, torch.nonzero(task_labels == task).flatten().to(x.device)) for task in tasks]
@@ -280,29 +245,15 @@ class Network(nn.Module):
             return torch.cat([self._answer(x[rows], task) for task, rows in routes])[order]
         self.head.route(routes)
         scores = self._scores(x)
-        return self._anchored(scores.masked_fill(self.masked[task_labels.to(x.device)], float("-inf")))
+        return self.anchored(scores.masked_fill(self.masked[task_labels.to(x.device)], float("-inf")))
 
     def _scores(self, x: Tensor) -> Tensor:
-        if self.precision == "bfloat16":
-            with torch.autocast(x.device.type, dtype=torch.bfloat16):
-                logits = self.backbone(x)
-        else:
+        with self.autocast(x.device):
             logits = self.backbone(x)
         return logits.flatten(1).float()
 
-    def _anchored(self, logits: Tensor) -> Tensor:
-        """Keeps a backward pass possible where nothing that trains took part (an earlier task's frozen set)."""
-        if torch.is_grad_enabled() and not logits.requires_grad:
-            return logits + self.anchor.detach().clone().requires_grad_(True)
-        return logits
 
-
-def count(module: nn.Module) -> int:
-    """Number of parameters."""
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def set_module(root: nn.Module, name: str, module: nn.Module) -> None:
-    """Puts ``module`` in the place of the submodule called ``name``."""
-    parent, _, leaf = name.rpartition(".")
-    setattr(root.get_submodule(parent), leaf, module)
+def _own_size(classifier: nn.Module) -> int:
+    """Parameters without those of its deltas."""
+    deltas = getattr(classifier, "deltas", None)
+    return count(classifier) - (count(deltas) if isinstance(deltas, nn.Module) else 0)

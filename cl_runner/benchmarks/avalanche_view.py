@@ -12,28 +12,28 @@ from avalanche.benchmarks.utils.flat_data import ConstantSequence, FlatData
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cl_runner.benchmarks.store import ImageStore
+from cl_runner.benchmarks.store import Store
 from cl_runner.benchmarks.stream import TaskStream
 
 SAMPLE_ID = "sample_id"  # survives Avalanche's subset and concat, so that any dataset leads back to the store
 
 
 class SampleView(Dataset):
-    """One normalised image at a time, for plugins that build loaders of their own (EWC, GEM, A-GEM, iCaRL, DER).
+    """One sample at a time, for plugins that build loaders of their own (EWC, GEM, A-GEM, iCaRL, DER).
 
-    Item i is (float32 (C, H, W), class id): the same numbers that a batch of the lane holds for sample i when
-    nothing is augmented.
+    Item i of images is (float32 (C, H, W), class id): the same numbers that a batch of the lane holds for sample i when
+    nothing is augmented. Texts are padded to the longest of the store, so that they can be stacked.
     """
 
-    def __init__(self, store: ImageStore) -> None:
+    def __init__(self, store: Store) -> None:
         self.store = store
         self.targets = store.host_labels.tolist()
 
     def __len__(self) -> int:
         return len(self.store)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.store.normalise(self.store.host_NCHW[index]), self.targets[index]
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
+        return self.store.item(index)
 
 
 class Joinable(FlatData):

@@ -1,4 +1,4 @@
-"""Images that live on the device as uint8, and the parts of them that tasks own.
+"""Samples that live on the device, images as uint8, and the parts of them that tasks own.
 
 Shapes: N samples, C channels, H height, W width.
 """
@@ -6,12 +6,43 @@ Shapes: N samples, C channels, H height, W width.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cl_runner.benchmarks.segments import Images, Segments, upload
+
+
+class Store(Protocol):
+    """All samples of a benchmark; a sample is known by its id, 0 .. N - 1.
+
+    Attributes:
+        labels: (N,), on the device.
+        host_labels: the same, on the host.
+        tasks: task index of each sample, (N,), on the host; all zero where task labels are not given.
+        device: where batches are wanted.
+    """
+
+    labels: Tensor
+    host_labels: Tensor
+    tasks: Tensor
+    device: torch.device
+
+    def __len__(self) -> int: ...
+
+    def to(self, device: torch.device, placement: str = "auto") -> Store:
+        """Chooses the device, and moves the samples there where `placement` allows it."""
+        ...
+
+    def batch(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network takes, and the targets, of several samples, on the device."""
+        ...
+
+    def item(self, index: int) -> tuple[Tensor, Tensor | int]:
+        """The same of one sample, on the host."""
+        ...
 
 
 class ImageStore:
@@ -97,6 +128,17 @@ class ImageStore:
             return host.to(device)
         return upload(host, self.used, device)
 
+    def batch(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Images float32 (B, C, H, W), normalised and not augmented, and labels int64 (B,), on the device."""
+        images = self.images_NCHW[ids.to(self.images_NCHW.device)]
+        if not self.resident:
+            images = images.to(self.device, non_blocking=True)
+        return self.normalise(images), self.labels[ids.to(self.device)]
+
+    def item(self, index: int) -> tuple[Tensor, int]:
+        """One image (C, H, W), normalised, and its label, on the host."""
+        return self.normalise(self.host_NCHW[index]), int(self.host_labels[index])
+
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 (..., C, H, W) to float32: (pixel / 255 - mean) / std, one multiplication and one addition."""
         scale, shift = self._constants(images.device)
@@ -119,11 +161,11 @@ class ImageStore:
 class Part:
     """Some samples of a store: the training, validation or test part of a task.
 
-    `part[indices]` gives (images, labels) on the device: float32 (B, C, H, W), normalised and not augmented, and
-    int64 (B,).
+    `part[indices]` gives what the network takes and the targets, on the device: for images float32 (B, C, H, W),
+    normalised and not augmented, and int64 (B,); for texts see `TokenStore`.
     """
 
-    store: ImageStore
+    store: Store
     ids: Tensor
     task: int
 
@@ -131,9 +173,4 @@ class Part:
         return int(self.ids.numel())
 
     def __getitem__(self, indices: Tensor | slice) -> tuple[Tensor, Tensor]:
-        ids = self.ids[indices]
-        store = self.store
-        images = store.images_NCHW[ids.to(store.images_NCHW.device)]
-        if not store.resident:
-            images = images.to(store.device, non_blocking=True)
-        return store.normalise(images), store.labels[ids.to(store.device)]
+        return self.store.batch(self.ids[indices])

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cl_runner.benchmarks.store import ImageStore, Part
+    from cl_runner.benchmarks.store import Part, Store
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Task:
         name: its column in `accuracy_matrix.csv`.
         classes: class ids in the network's label space, 0 .. n_classes - 1 in the order of the stream.
         class_names: the names of those classes; empty in an outline whose data alone says them.
-        n_train: training images, without the validation split.
+        n_train: training samples, without the validation split.
         train, validation, test: the data; None in an outline, and no validation part where no split was asked for.
         templates: prompts with one {} for the name of a class, for networks that know classes by text.
     """
@@ -44,10 +44,10 @@ class TaskStream:
         task_labels: whether the task of a sample is known in training and at evaluation. Where it is, the
             candidates at evaluation are the task's own classes; where not, all classes of the stream.
         n_classes: classes of the whole stream, those of its probes included.
-        image_shape: (channels, height, width).
+        image_shape: (channels, height, width); zeros where samples are texts.
         class_order: the dataset's label ids in the order of the stream; position i is class i of the network.
         augmentation: none, flip, crop or crop_flip, drawn anew for every training sample.
-        store: the images, absent in an outline (`mode=plan`).
+        store: the samples, absent in an outline (`mode=plan`).
         probes: tasks that are evaluated and never trained, their own classes the candidates; they count on from the
             last task.
         notes: what the user should know about the data.
@@ -57,10 +57,10 @@ class TaskStream:
     tasks: tuple[Task, ...]
     task_labels: bool
     n_classes: int
-    image_shape: tuple[int, int, int]
-    class_order: tuple[int, ...]
+    image_shape: tuple[int, int, int] = (0, 0, 0)
+    class_order: tuple[int, ...] = ()
     augmentation: str = "none"
-    store: ImageStore | None = field(default=None, repr=False)
+    store: Store | None = field(default=None, repr=False)
     probes: tuple[Task, ...] = ()
     notes: tuple[str, ...] = ()
 

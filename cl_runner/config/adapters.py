@@ -54,6 +54,7 @@ class SharedLoRA(Deltas):
     dropout: float = option(0.0, low=0, below=1)
     eval_rank: int | None = option(None, low=1)
     eval_ranks: list[int] = option([], low=1)
+    eval_ranks_at: str = option("last", choices=("last", "every_task"))
 
 
 @dataclass

@@ -197,10 +197,17 @@ def _check_together(config: DictConfig) -> None:
             f"{key} counts epochs, and trainer.iterations={trainer.iterations} trains by iterations",
             "use trainer.epochs, or scheduler=cosine or constant",
         )
-    due = [step for step in scheduler.get("milestones") or () if step < trainer.epochs]
+    if trainer.iterations is not None and trainer.task_epochs is not None:
+        raise RequestError(
+            f"trainer.iterations={trainer.iterations} and trainer.task_epochs={list(trainer.task_epochs)} both say how "
+            "long a task is trained",
+            "give one of the two",
+        )
+    due = [step for step in scheduler.get("milestones") or () if step < _longest(trainer)]
     if schedule == "MultiStep" and not due:
         raise RequestError(
-            f"scheduler.milestones={list(scheduler.milestones)}: none comes within trainer.epochs={trainer.epochs}",
+            f"scheduler.milestones={list(scheduler.milestones)}: none comes within the {_longest(trainer)} epochs of a "
+            "task",
             "choose milestones below the number of epochs",
         )
     if not config.backbone.get("name", "given") and not config.backbone.get("config"):
@@ -221,13 +228,20 @@ def _check_together(config: DictConfig) -> None:
         raise RequestError(f"optimizer.betas={list(betas)} is not possible", "two numbers, each at least 0 and below 1")
 
 
+def _longest(trainer: DictConfig) -> int:
+    """Epochs of the task that is trained longest."""
+    return int(max(trainer.task_epochs) if trainer.task_epochs else trainer.epochs)
+
+
 def _check_schedule(config: DictConfig) -> None:
     """Refuses a rank schedule that is never followed to its end."""
     schedule, trainer = config.adapter.get("rank_schedule"), config.trainer
     if not schedule:
         return
-    if trainer.iterations is not None or len(schedule) > trainer.epochs:
+    if trainer.iterations is not None or len(schedule) > _longest(trainer):
         length = "trainer.iterations trains one epoch" if trainer.iterations else f"trainer.epochs={trainer.epochs}"
+        if trainer.task_epochs is not None:
+            length = f"trainer.task_epochs={list(trainer.task_epochs)}"
         raise RequestError(
             f"adapter.rank_schedule={list(schedule)} has {len(schedule)} epochs, and {length}",
             "give as many ranks as epochs at most, and train by epochs",

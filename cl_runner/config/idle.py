@@ -49,6 +49,12 @@ def _of_adapter(config: DictConfig) -> list[Idle]:
             "set adapter.rank_schedule, for example [8,4,2]",
         ),
         (
+            "adapter.eval_ranks_at",
+            "eval_ranks" in adapter and not adapter.eval_ranks,
+            "there are no adapter.eval_ranks",
+            "set adapter.eval_ranks, for example [8,4,2]",
+        ),
+        (
             "adapter.task_inference",
             adapter.get("sharing") == "shared",
             "one shared set has no task to infer",
@@ -64,6 +70,7 @@ def _of_training(config: DictConfig) -> list[Idle]:
     return [
         ("export", config.mode == "plan", "mode=plan trains no weights", "drop it"),
         ("trainer.epochs", trainer.iterations is not None, "trainer.iterations is set", "give one of the two"),
+        ("trainer.epochs", trainer.task_epochs is not None, "trainer.task_epochs is set", "give one of the two"),
         (
             "trainer.restore_best",
             str(config.adapter._target_) in KEEPS_LAST,

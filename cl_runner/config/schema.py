@@ -13,6 +13,7 @@ class Trainer:
     """How a task is trained (`trainer`)."""
 
     epochs: int = option(20, low=1)
+    task_epochs: list[int] | None = option(None, low=1)
     iterations: int | None = option(None, low=1)
     batch_size: int = option(64, low=1)
     eval_batch_size: int = option(512, low=1)

@@ -52,8 +52,13 @@ class LwF(Strategy):
         self.alpha, self.temperature = alpha, temperature
 
     def plugins(self, workshop: Workshop) -> list[Any]:
-        """Avalanche's LwF."""
+        """Avalanche's LwF; for texts the same over the vocabulary."""
         from avalanche.training.plugins import LwFPlugin
+
+        if workshop.network.reads_text:
+            from cl_runner.strategies.token_distillation import TokenDistillation
+
+            return [TokenDistillation(alpha=self.alpha, temperature=self.temperature)]
 
         return [LwFPlugin(alpha=self.alpha, temperature=self.temperature)]
 
@@ -72,7 +77,7 @@ class SI(Strategy):
     def check(self, adapter: Adapter, workshop: Workshop) -> None:
         """Avalanche's SI wants a gradient on every open parameter, which idle heads of other tasks do not get."""
         _check_sizes(adapter, "si")
-        if workshop.network.head.per_task and not adapter.per_task:
+        if workshop.network.separate_heads and not adapter.per_task:
             raise RequestError(
                 "strategy=si needs a gradient on every trainable weight, and backbone.head=per_task leaves idle heads",
                 "use backbone.head=shared (with task labels, other tasks' classes are masked)",

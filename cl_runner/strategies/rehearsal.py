@@ -96,6 +96,7 @@ class DER(Strategy):
 
     template = "LaneDER"
     mixes_tasks = True
+    needs_classes = True
 
     def __init__(
         self, *, mem_size: int = 500, batch_size_mem: int | None = None, alpha: float = 0.1, beta: float = 0.5
@@ -104,7 +105,7 @@ class DER(Strategy):
 
     def check(self, adapter: Adapter, workshop: Workshop) -> None:
         """DER computes one set of logits for samples of any task, which a set per task cannot give."""
-        if adapter.per_task or workshop.network.head.per_task:
+        if adapter.per_task or workshop.network.separate_heads:
             raise RequestError(
                 "strategy=der trains without task identity, and a set or head per task needs to know the task",
                 "use adapter=none with backbone.head=shared, or strategy=replay",
@@ -130,19 +131,20 @@ class ICaRL(Strategy):
     validates = False
     evaluates_untrained = False
     exports = False
+    needs_classes = True
 
     def __init__(self, *, mem_size: int = 500) -> None:
         self.mem_size = mem_size
 
     def check(self, adapter: Adapter, workshop: Workshop) -> None:
         """iCaRL compares class means of one feature extractor."""
-        if adapter.per_task or workshop.network.head.per_task:
+        if adapter.per_task or workshop.network.separate_heads:
             raise RequestError(
                 "strategy=icarl compares class means in one feature space, and a set or head per task has many",
                 "use adapter=none or a shared set with backbone.head=shared, or strategy=replay",
             )
         check_batch_holds(2, workshop, "a batch holds new samples and exemplars")
-        head = workshop.network.head
+        head = workshop.classifier.head
         if isinstance(head, Head) and not isinstance(head.classifier(0), nn.Linear):
             raise RequestError(
                 "strategy=icarl compares feature vectors, and this backbone ends in a convolution",
@@ -154,12 +156,12 @@ class ICaRL(Strategy):
         from cl_runner.strategies.avalanche_classes import Features
 
         return {
-            "feature_extractor": Features(workshop.network),
-            "classifier": workshop.network.head,
+            "feature_extractor": Features(workshop.classifier),
+            "classifier": workshop.classifier.head,
             "memory_size": self.mem_size,
             "buffer_transform": None,
             "fixed_memory": True,
-            "train_epochs": workshop.epochs,
+            "train_epochs": workshop.epochs[0],
         }
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from cl_runner.adapters.adapter import Adapter
 from cl_runner.backbones.network import Network
+from cl_runner.backbones.routing import TaskNetwork
 from cl_runner.errors import RequestError
 from cl_runner.training.optimizers import OptimizerFactory
 
@@ -29,25 +30,32 @@ class Workshop:
         n_tasks: tasks of the stream.
         task_labels: whether the task of a sample is known.
         optimizer_factory: makes an optimiser over given parameters.
-        batch_size, eval_batch_size, epochs, iterations: of training; iterations replace epochs where given.
+        batch_size, eval_batch_size, iterations: of training; iterations replace epochs where given.
+        epochs: of each task.
         channels_last: whether images and weights are in channels-last format.
         reset_optimizer: whether every task starts with a fresh optimiser state.
         criterion: the loss of (logits, labels).
         lane: makes the loaders; None while the request is only being checked.
     """
 
-    network: Network
+    network: TaskNetwork
     n_tasks: int
     task_labels: bool
     optimizer_factory: OptimizerFactory
     batch_size: int
     eval_batch_size: int
-    epochs: int
+    epochs: tuple[int, ...]
     iterations: int | None
     channels_last: bool
     reset_optimizer: bool
     criterion: nn.Module = field(default_factory=nn.CrossEntropyLoss)
     lane: Lane | None = None
+
+    @property
+    def classifier(self) -> Network:
+        """The network, for methods that look at classes."""
+        assert isinstance(self.network, Network), "assembly refuses methods of classes for other networks"
+        return self.network
 
 
 def check_batch_holds(groups: int, workshop: Workshop, reason: str) -> None:
@@ -73,6 +81,7 @@ class Strategy:
             with a set per task needs task labels during training too.
         exports: whether the network's weights are all that answers, so that they can be written to a file and used
             without the strategy.
+        needs_classes: works on class scores, class features or prompts, which a language model does not have.
     """
 
     template: str = "LaneStrategy"
@@ -84,6 +93,7 @@ class Strategy:
     evaluates_untrained: bool = True
     mixes_tasks: bool = False
     exports: bool = True
+    needs_classes: bool = False
 
     def check(self, adapter: Adapter, workshop: Workshop) -> None:
         """Raises RequestError where this strategy cannot work with the adapter, and says why."""
@@ -94,7 +104,7 @@ class Strategy:
 
     def arguments(self, workshop: Workshop) -> dict[str, Any]:
         """What the template's constructor takes for the network and for the method."""
-        return {"model": workshop.network, "criterion": workshop.criterion, "train_epochs": workshop.epochs}
+        return {"model": workshop.network, "criterion": workshop.criterion, "train_epochs": workshop.epochs[0]}
 
     def build(self, workshop: Workshop, watchers: Sequence[Any], evaluator: Any) -> Any:
         """The Avalanche strategy: the method's plugins first, then those that watch and drive the adapter."""

@@ -19,6 +19,7 @@ class _Frozen(Strategy):
     template = "LaneFrozen"
     validates = False
     descends = False
+    needs_classes = True
     name = ""
 
     def check(self, adapter: Adapter, workshop: Workshop) -> None:
@@ -75,7 +76,7 @@ class RAIL(_Frozen):
     def prepare(self, workshop: Workshop) -> None:
         """Gives the network the random layer and room for the weights."""
         super().prepare(workshop)
-        network = workshop.network
+        network = workshop.classifier
         n_features, n_classes = int(network.backbone.width), network.head.n_classes  # type: ignore[arg-type]
         # the seed of the run, which `prepare_torch` has given torch
         fusion = RidgeFusion(n_features, n_classes, hidden=self.hidden, beta=self.beta, seed=torch.initial_seed())
@@ -92,7 +93,7 @@ class RAIL(_Frozen):
         hidden, n_classes = fusion.weights.shape
         device = fusion.weights.device
         regression = RecursiveRidge(hidden, n_classes, ridge=self.ridge, dtype=self.dtype, device=device)
-        return [RidgePlugin(workshop.network, regression, fusion)]
+        return [RidgePlugin(workshop.classifier, regression, fusion)]
 
 
 class WiseFT(Strategy):
@@ -113,7 +114,7 @@ class WiseFT(Strategy):
     def check(self, adapter: Adapter, workshop: Workshop) -> None:
         """Two models can only be interpolated weight by weight."""
         _check_no_adapter(adapter, "wise_ft", "interpolates between the network's own weights")
-        if workshop.network.head.per_task:
+        if workshop.network.separate_heads:
             raise RequestError(
                 "strategy=wise_ft interpolates one model, and backbone.head=per_task keeps a head for every task",
                 "use backbone.head=shared",
@@ -149,6 +150,8 @@ class ZSCL(Strategy):
         average_every: iterations between two models that are averaged; None: none are.
         consistency: c.
     """
+
+    needs_classes = True
 
     def __init__(
         self,
@@ -220,7 +223,7 @@ class ZSCL(Strategy):
         from cl_runner.training.lane import Lane
         from cl_runner.training.reference import read_reference
 
-        network, lane = workshop.network, workshop.lane
+        network, lane = workshop.classifier, workshop.lane
         assert lane is not None and self.reference_images is not None
         seed = torch.initial_seed()
         view: Any = network.backbone.view

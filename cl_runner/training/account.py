@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from cl_runner.adapters.layers import AdaptedLayer
 from cl_runner.backbones.clip import CLIPClassifier
-from cl_runner.backbones.network import Network
+from cl_runner.backbones.routing import TaskNetwork
 
 
-def parameter_row(network: Network, tasks_seen: int) -> dict[str, Any]:
+def parameter_row(network: TaskNetwork, tasks_seen: int) -> dict[str, Any]:
     """One row of `parameters.csv`; what is stored is told once a task has ended, what trains while it is open.
 
     stored = base + adapter + normalisation + head, all sets of the tasks seen; growth = stored / base - 1.
@@ -21,7 +20,7 @@ def parameter_row(network: Network, tasks_seen: int) -> dict[str, Any]:
     the class means by which tasks are told apart; neither is in stored.
     """
     report = network.adapter.parameter_report()
-    heads = _head_sizes(network, tasks_seen)
+    heads = network.head_parameters(tasks_seen)
     base = network.base_parameters
     prototypes = network.inference.stored_numbers(network.known_tasks()) if network.inference is not None else 0
     extra = sum(item.numel() for item in (*network.extra.parameters(), *network.extra.buffers()))
@@ -41,12 +40,12 @@ def parameter_row(network: Network, tasks_seen: int) -> dict[str, Any]:
     }
 
 
-def trainable_parameters(network: Network) -> int:
+def trainable_parameters(network: TaskNetwork) -> int:
     """Parameters that train now, to be counted while the task is open."""
     return sum(item.numel() for item in network.parameters() if item.requires_grad)
 
 
-def layer_rows(network: Network, task: int, *, with_norms: bool = True) -> list[dict[str, Any]]:
+def layer_rows(network: TaskNetwork, task: int, *, with_norms: bool = True) -> list[dict[str, Any]]:
     """The rows of `layers.csv` for one task, with ||DeltaW||_F where there is a weight to measure."""
     adapter = network.adapter
     rows = []
@@ -70,15 +69,20 @@ def layer_rows(network: Network, task: int, *, with_norms: bool = True) -> list[
     return rows
 
 
-def forward_flops(network: nn.Module, image_shape: tuple[int, int, int]) -> int:
-    """Floating-point operations of one image's forward pass, a multiplication and an addition counted apart."""
+def forward_flops(network: nn.Module, x: Tensor) -> int:
+    """Floating-point operations of a forward pass, a multiplication and an addition counted apart.
+
+    Args:
+        network: on any device; on the meta device nothing is computed.
+        x: what it takes; only its shape and type matter.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
     device = next(network.parameters()).device
     training = network.training
     network.eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network(torch.zeros(1, *image_shape, device=device))
+        network(x.to(device))
     network.train(training)
     return int(counter.get_total_flops())
 
@@ -86,7 +90,7 @@ def forward_flops(network: nn.Module, image_shape: tuple[int, int, int]) -> int:
 PROMPT_TOKENS = 16  # of a prompt whose words a plan does not know
 
 
-def text_flops(network: Network) -> int:
+def text_flops(network: TaskNetwork) -> int:
     """Floating-point operations of encoding one prompt of 16 tokens."""
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -97,17 +101,3 @@ def text_flops(network: Network) -> int:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         backbone.encode_tokens(torch.zeros(1, length, dtype=torch.long, device=device))
     return int(counter.get_total_flops())
-
-
-def _head_sizes(network: Network, tasks_seen: int) -> list[int]:
-    """Parameters of each classifier in use, without deltas (those are the adapter's)."""
-    head = network.head
-    classifiers = list(head.classifiers)[: tasks_seen if head.per_task else 1]
-    return [_own_size(classifier) for classifier in classifiers] or [0]  # a head of prompts is the text tower
-
-
-def _own_size(classifier: nn.Module) -> int:
-    size = sum(parameter.numel() for parameter in classifier.parameters())
-    if isinstance(classifier, AdaptedLayer):
-        size -= sum(parameter.numel() for parameter in classifier.deltas.parameters())
-    return size

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cl_runner.backbones.clip import CLIPClassifier
 from cl_runner.backbones.network import Network
+from cl_runner.backbones.routing import TaskNetwork
 from cl_runner.training.lane import Batch, Lane, ShuffledBatches
 
 
@@ -34,9 +35,9 @@ class FeatureBank:
         self.computed = 0
 
     @staticmethod
-    def of(network: Network, lane: Lane) -> FeatureBank | None:
+    def of(network: TaskNetwork, lane: Lane) -> FeatureBank | None:
         """A bank, where images have one feature vector whatever their task."""
-        if not isinstance(network.backbone, CLIPClassifier) or network.per_task:
+        if not isinstance(network, Network) or not network.prompted or network.per_task:
             return None
         return FeatureBank(network, lane)
 

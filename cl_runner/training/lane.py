@@ -38,9 +38,14 @@ class Lane:
         self.augmentation = augmentation
         self.channels_last = channels_last
 
+    @property
+    def generator(self) -> torch.Generator:
+        """Draws the order of the data."""
+        return self.augmentation.generator
+
     def training(self, ids: Tensor, batch_size: int, iterations: int | None = None) -> LaneLoader:
         """Shuffled, augmented batches over the samples ``ids``; endless epochs cut at ``iterations`` where given."""
-        return LaneLoader(self, ShuffledBatches(ids, batch_size, self.augmentation.generator), True, iterations)
+        return LaneLoader(self, ShuffledBatches(ids, batch_size, self.generator), True, iterations)
 
     def evaluation(self, ids: Tensor, batch_size: int) -> LaneLoader:
         """Batches in order, not augmented."""

@@ -59,6 +59,8 @@ class TrainingMonitor(SupervisedPlugin):
         patience: epochs without a better validation loss after which a task ends; None: never.
         restore_best: end a task with the weights of its best epoch.
         revisits: training goes over the data of all tasks so far, and so does validation.
+        totals: (sum of the losses, right answers, answers) of (outputs, targets), as a tensor (3,).
+        amount: answers among targets, the weight of a batch in a mean.
     """
 
     def __init__(
@@ -70,10 +72,13 @@ class TrainingMonitor(SupervisedPlugin):
         names: Sequence[str],
         patience: int | None,
         restore_best: bool,
+        totals: Callable[[Tensor, Tensor], Tensor],
+        amount: Callable[[Tensor], Any] = len,
         revisits: bool = False,
     ) -> None:
         super().__init__()
         self.listener, self.schedule = listener, schedule
+        self.totals, self.amount = totals, amount
         self.validation, self.names = validation, names
         self.patience, self.restore_best, self.revisits = patience, restore_best, revisits
         self.task = 0
@@ -98,19 +103,22 @@ class TrainingMonitor(SupervisedPlugin):
         self.started = time.perf_counter()
         self.learning_rate = float(strategy.optimizer.param_groups[0]["lr"])
         self.loss_sum = torch.zeros(1, device=strategy.device)
+        self.loss_weight: Any = 0
         self.epoch_images = 0
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Sums on the device; nothing here waits for it."""
         n_images = len(strategy.mb_y)
-        self.loss_sum += strategy.loss.detach() * n_images
+        weight = self.amount(strategy.mb_y)
+        self.loss_sum += strategy.loss.detach() * weight
+        self.loss_weight += weight
         self.epoch_images += n_images
         self.schedule.after_step()
         self.listener.batch(n_images)
 
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         """Reads the sums, validates, steps the schedule and decides whether the task goes on."""
-        train_loss = float(self.loss_sum) / max(1, self.epoch_images)
+        train_loss = float(self.loss_sum) / max(1, int(self.loss_weight))
         seconds = time.perf_counter() - self.started
         self.epoch += 1
         self.images += self.epoch_images
@@ -166,36 +174,49 @@ class TrainingMonitor(SupervisedPlugin):
             return None, None
         model = strategy.model
         model.eval()
-        totals = torch.zeros(2, dtype=torch.float64, device=strategy.device)
+        totals = torch.zeros(3, dtype=torch.float64, device=strategy.device)
         for part in parts:
             for x, labels, task_labels in strategy.lane.evaluation(part.ids, strategy.eval_mb_size):
-                logits = model(x, task_labels)
-                totals[0] += nn.functional.cross_entropy(logits, labels, reduction="sum")
-                totals[1] += (logits.argmax(1) == labels).sum()
+                totals += self.totals(model(x, task_labels), labels)
         model.train()
-        loss, accuracy = (totals / sum(len(part) for part in parts)).tolist()
+        loss, accuracy = (totals[:2] / totals[2]).tolist()
         return loss, accuracy
 
 
-class AccuracyMeter(SupervisedPlugin):
+class Meter(SupervisedPlugin):
+    """What is measured of each evaluated task, by task.
+
+    Attributes:
+        accuracies: the entry of the accuracy matrix, in [0, 1].
+        recognised: share of a task's samples whose task was inferred right; only where the network infers tasks.
+        by_class: share of a class's samples whose class is right, by task and class id.
+        figures: what else was measured, by name.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.accuracies: dict[int, float] = {}
+        self.recognised: dict[int, float] = {}
+        self.by_class: dict[int, dict[int, float]] = {}
+        self.figures: dict[int, dict[str, Any]] = {}
+
+    def clear(self) -> None:
+        """Forgets what was measured."""
+        for found in (self.accuracies, self.recognised, self.by_class, self.figures):
+            found.clear()
+
+
+class AccuracyMeter(Meter):
     """Accuracy of each evaluated task, among its candidates.
 
     Args:
         excluded: (T, n_classes), true where a class is not a candidate of the task at evaluation.
         aliases: the class (n_classes,) that stands for each, on the device, where several cannot be told apart.
-
-    Attributes:
-        accuracies: share of a task's samples whose class is right, by task.
-        recognised: share of a task's samples whose task was inferred right; only where the network infers tasks.
-        by_class: share of a class's samples whose class is right, by task and class id.
     """
 
     def __init__(self, excluded: Tensor, aliases: Tensor | None = None) -> None:
         super().__init__()
         self.excluded, self.aliases = excluded, aliases
-        self.accuracies: dict[int, float] = {}
-        self.recognised: dict[int, float] = {}
-        self.by_class: dict[int, dict[int, float]] = {}
 
     def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Starts counting."""

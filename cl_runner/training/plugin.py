@@ -7,6 +7,7 @@ from typing import Any
 from avalanche.training.plugins import SupervisedPlugin
 
 from cl_runner.backbones.network import Network
+from cl_runner.backbones.routing import TaskNetwork
 from cl_runner.benchmarks.avalanche_view import sample_ids
 
 
@@ -17,7 +18,7 @@ class AdapterPlugin(SupervisedPlugin):
     importances, LwF's copy) then still find the task's parameters open.
     """
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: TaskNetwork) -> None:
         super().__init__()
         self.network = network
         self.step = 0
@@ -62,6 +63,7 @@ class AdapterPlugin(SupervisedPlugin):
         if self.network.inference is not None and self.network.inference.prototypes is not None:
             ids = sample_ids(strategy.experience.dataset)
             assert ids is not None, "training data always comes from the store"
+            assert isinstance(self.network, Network), "only a network with classes infers tasks"
             self.network.learn_prototypes(strategy.lane.evaluation(ids, strategy.eval_mb_size))
 
     def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:

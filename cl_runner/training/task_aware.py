@@ -1,4 +1,4 @@
-"""The network in the form Avalanche recognises as one that takes task labels."""
+"""Networks in the form Avalanche recognises as ones that take task labels."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from typing import Any
 
 from avalanche.models import MultiTaskModule
 
-from cl_runner.backbones.network import EVERY_CLASS, Network
+from cl_runner.backbones.language import LanguageNetwork
+from cl_runner.backbones.network import Network
+from cl_runner.backbones.routing import EVERY_CLASS
 
 
 class TaskAwareNetwork(Network, MultiTaskModule):
@@ -15,3 +17,11 @@ class TaskAwareNetwork(Network, MultiTaskModule):
     def forward(self, x: Any, task_labels: Any = EVERY_CLASS) -> Any:
         """Logits; see `Network.forward`."""
         return Network.forward(self, x, task_labels)
+
+
+class TaskAwareLanguageNetwork(LanguageNetwork, MultiTaskModule):
+    """A `LanguageNetwork` whose forward gets the task labels of each batch."""
+
+    def forward(self, x: Any, task_labels: Any = EVERY_CLASS) -> Any:
+        """Logits; see `LanguageNetwork.forward`."""
+        return LanguageNetwork.forward(self, x, task_labels)

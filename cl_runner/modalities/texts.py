@@ -1,0 +1,145 @@
+"""Texts of which a causal language model predicts the next token."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from cl_runner.adapters.adapter import Adapter
+from cl_runner.adapters.placement import Placement
+from cl_runner.backbones.language import LanguageNetwork
+from cl_runner.backbones.routing import TaskNetwork
+from cl_runner.benchmarks.stream import TaskStream
+from cl_runner.benchmarks.text.stream import LanguageStream
+from cl_runner.config.checks import NETWORK_KEYS, build
+from cl_runner.errors import RequestError
+from cl_runner.modalities.modality import Modality, data_root
+from cl_runner.tokens import COUNTED, Tokenizer
+from cl_runner.training.account import forward_flops
+from cl_runner.training.token_measures import TokenCrossEntropy, amount, token_totals
+
+if TYPE_CHECKING:
+    from cl_runner.training.token_lane import TokenLane
+    from cl_runner.training.token_meter import TokenMeter
+
+LOGIT_BYTES = 1 << 30  # of the logits of a batch that is evaluated
+
+
+class Texts(Modality):
+    """Samples are token ids and marks (B, 2, L), targets the next tokens (B, L)."""
+
+    unit = "text"
+    measure = "token accuracy"
+    totals = staticmethod(token_totals)
+    amount = staticmethod(amount)
+
+    def __init__(self, config: DictConfig) -> None:
+        super().__init__(config)
+        options = OmegaConf.to_container(config.backbone)
+        assert isinstance(options, dict)
+        self.backbone = build(OmegaConf.create({key: item for key, item in options.items() if key not in NETWORK_KEYS}))
+        self._tokenizer: Tokenizer | None = None
+
+    def open(self) -> tuple[Any, LanguageStream]:
+        """The benchmark and its outline; the longest sequence must fit the model's positions."""
+        benchmark = build(self.config.benchmark)
+        outline: LanguageStream = benchmark.outline(data_root(self.config))
+        positions = self.backbone.positions()
+        if positions is not None and outline.length > positions:
+            raise RequestError(
+                f"benchmark: sequences of {outline.length} tokens, and backbone={self.backbone.name} has {positions} "
+                "positions",
+                f"make {' and '.join(LENGTHS[outline.answer_length is not None])} at most {positions}"
+                + (" together" if outline.answer_length is not None else ""),
+            )
+        return benchmark, outline
+
+    def network(self, outline: TaskStream, *, load_weights: bool = True, task_aware: bool = False) -> LanguageNetwork:
+        """The language model with its adapter attached."""
+        adapter = build(self.config.adapter)
+        if not isinstance(adapter, Adapter):
+            raise RequestError(
+                f"adapter._target_={self.config.adapter._target_} is no Adapter",
+                "derive it from cl_runner.adapters.Adapter",
+            )
+        self._check(adapter, outline)
+        kind = LanguageNetwork
+        if task_aware:
+            from cl_runner.training.task_aware import TaskAwareLanguageNetwork
+
+            kind = TaskAwareLanguageNetwork
+        network = kind(
+            self.backbone.build_language_model(load_weights=load_weights),
+            n_tasks=len(outline),
+            task_labels=outline.task_labels,
+            pretrained=bool(self.config.backbone.get("pretrained")),
+            precision=self.config.trainer.precision,
+        )
+        network.adapter = adapter
+        placement = OmegaConf.to_container(self.config.placement)
+        assert isinstance(placement, dict)
+        adapter.attach(network, Placement(**placement))  # type: ignore[arg-type]
+        return network
+
+    def given(self) -> dict[str, Any]:
+        """The model's tokenizer."""
+        self._tokenizer = self.backbone.read_tokenizer()
+        self.backbone.check_tokenizer(self._tokenizer)
+        return {"tokenizer": self._tokenizer}
+
+    def criterion(self, network: TaskNetwork) -> nn.Module:
+        """The next-token objective."""
+        return TokenCrossEntropy(self.config.trainer.label_smoothing)
+
+    def lane(self, stream: TaskStream) -> TokenLane:
+        """Batches of padded texts."""
+        from cl_runner.training.token_lane import TokenLane
+
+        assert stream.store is not None
+        return TokenLane(stream.store, torch.Generator().manual_seed(self.config.seed))
+
+    def meter(self, stream: TaskStream, network: TaskNetwork) -> TokenMeter:
+        """Loss, perplexity, token accuracy and scores."""
+        from cl_runner.training.token_meter import TokenMeter
+
+        texts = cast(LanguageStream, stream)
+        return TokenMeter(texts.metrics, texts.tokenizer, texts.answer_length)
+
+    def eval_batch_size(self, stream: TaskStream) -> int:
+        """As many texts as asked for, but no more than their logits fit into 1 GiB."""
+        longest = cast(LanguageStream, stream).length * self.backbone.vocabulary() * 4
+        return max(1, min(super().eval_batch_size(stream), LOGIT_BYTES // longest))
+
+    def forward_flops(self, network: TaskNetwork, stream: TaskStream) -> int:
+        """Of one sequence of the longest length, every position counting."""
+        x = torch.zeros(1, 2, cast(LanguageStream, stream).length, dtype=torch.long)
+        x[:, COUNTED] = 1
+        return forward_flops(network, x)
+
+    def describe(self, stream: TaskStream, network: TaskNetwork) -> dict[str, str]:
+        """Domains and tokens instead of classes."""
+        texts = cast(LanguageStream, stream)
+        known = "domains known" if stream.task_labels else "domains not told"
+        return {
+            "benchmark": f"{len(stream)} domains of texts, at most {texts.length} tokens each, {known}",
+            "backbone": f"{network.base_parameters:,} parameters, {self.backbone.vocabulary():,} tokens",
+        }
+
+    def _check(self, adapter: Adapter, outline: TaskStream) -> None:
+        """Refuses sets of which nothing says which one a text belongs to."""
+        name = adapter.label
+        rule = str(getattr(adapter, "task_inference", "auto"))
+        if adapter.per_task and not outline.task_labels:
+            raise RequestError(
+                f"benchmark.task_labels=false with adapter={name}: it keeps a set per task, and no rule tells "
+                "which one a text belongs to",
+                "set benchmark.task_labels=true, or adapter.sharing=shared",
+            )
+        if rule != "auto":
+            raise RequestError(f"adapter.task_inference={rule}: tasks of texts are not inferred", "drop it")
+
+
+LENGTHS = {False: ("benchmark.length",), True: ("benchmark.prompt_length", "benchmark.answer_length")}
