@@ -83,7 +83,7 @@ def build_strategy(
         task_labels=stream.task_labels,
         optimizer_factory=optimizer_factory(optimizer, options),
         batch_size=trainer.batch_size,
-        eval_batch_size=modality.eval_batch_size(stream),
+        eval_batch_size=modality.eval_batch_size(stream, network),
         epochs=task_epochs(config, stream, recipe),
         iterations=trainer.iterations,
         channels_last=trainer.channels_last,

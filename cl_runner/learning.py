@@ -59,7 +59,9 @@ def learn(
     """
     started = time.perf_counter()
     modality = modality_of(config)
-    stream, network, recipe, workshop, device = _prepare(config, modality, recorder.reading)
+    stream, network, recipe, workshop, device = _prepare(
+        config, modality, functools.partial(recorder.reading, what=modality.reading)
+    )
     with _quiet_libraries():
         monitor, meter, strategy = assemble(config, stream, recipe, workshop, recorder, evaluator, modality)
     _announce(config, folder, recorder, experiment, stream, network, device, modality)
@@ -150,7 +152,9 @@ def _announce(
     environment = describe(str(device), _seeds(config), list(stream.class_order), bool(config.trainer.deterministic))
     folder.write_environment(environment | {"class_names": {task.name: task.class_names for task in stream.tasks}})
     probes = [task.name for task in stream.probes]
-    recorder.run_started(_header(config, labels, network, device, stream, modality), names, labels, probes=probes)
+    header = _header(config, labels, network, device, stream, modality)
+    words = {"unit": modality.unit, "measure": modality.measure(stream)}
+    recorder.run_started(header, names, labels, probes=probes, **words)
 
 
 def assemble(

@@ -57,6 +57,7 @@ def plan(config: DictConfig, folder: RunFolder, console: Console) -> RunResult:
     summary = {
         "base_parameters": network.base_parameters,
         "parameter_growth": parameters[-1]["growth"],
+        "unit": modality.unit,
         "forward_flops_per_image": flops,
         "training_images": images,
         "training_flops": total,

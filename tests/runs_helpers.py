@@ -37,8 +37,8 @@ NOWHERE = Path("/nonexistent")  # the digits and the fake source need no folder
 def asked(*overrides: str) -> list[str]:
     """The small settings with some of them replaced."""
     keys = {item.split("=")[0].lstrip("+~") for item in overrides}
-    if "trainer.iterations" in keys:
-        keys.add("trainer.epochs")  # one of the two
+    if keys & {"trainer.iterations", "trainer.task_epochs"}:
+        keys.add("trainer.epochs")  # one of the three
     return [item for item in SMALL if item.split("=")[0] not in keys] + list(overrides)
 
 

@@ -92,7 +92,7 @@ class LoRA(DeltaAdapter):
             )
 
     def kept_rank(self) -> int:
-        """The largest rank that any set still has."""
+        """The largest rank that any set still has; 0 before there is one."""
         ranks = [
             factors.rank
             for name in self.layers
@@ -100,7 +100,7 @@ class LoRA(DeltaAdapter):
             for factors in site.deltas.values()
             if isinstance(factors, LoRAFactors)
         ]
-        return max(ranks, default=max(self.rank, self.linear_rank or 0))
+        return max(ranks, default=0)
 
     def truncate(self, rank: int | None) -> None:
         """Evaluates every set with its first ``rank`` components."""

@@ -65,12 +65,8 @@ class LanguageNetwork(TaskNetwork):
         """Greedy continuations of token ids, at most so many tokens, up to and without ``eos``."""
         from cl_runner.backbones.generation import greedy
 
-        training = self.training
-        self.eval()
         with self.autocast(self.anchor.device):
-            found = greedy(self.backbone, prompts, most=most, eos=eos, pad=pad)
-        self.train(training)
-        return found
+            return greedy(self.backbone, prompts, most=most, eos=eos, pad=pad)
 
     def _mixed(self, x: Tensor, task_labels: Tensor, tasks: Iterable[int]) -> Tensor:
         """Each text under its own task's set; the answers in the order of the batch."""
@@ -96,7 +92,9 @@ class LanguageNetwork(TaskNetwork):
     def _hidden(self, ids: Tensor) -> Tensor:
         """(B, L, d) of the model below its output layer."""
         body: Any = self.backbone.base_model
-        return body(input_ids=ids, use_cache=False).last_hidden_state  # type: ignore[no-any-return]
+        # without a mask transformers looks into the position ids for packed texts, which a plan's do not have
+        mask = ids.new_ones(len(ids), 1, ids.shape[1], ids.shape[1], dtype=torch.bool) if ids.is_meta else None
+        return body(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state  # type: ignore[no-any-return]
 
     def _whole(self, ids: Tensor) -> Tensor:
         """(B, L, vocabulary), as the model itself gives them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -121,9 +122,11 @@ class TaskNetwork(nn.Module):
         """Parameters of each classifier in use after so many tasks, without deltas (those are the adapter's)."""
         return [0]
 
-    def autocast(self, device: torch.device) -> torch.autocast:
+    def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         """The context in which the backbone computes."""
-        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
+        if self.precision != "bfloat16" or device.type == "meta":
+            return nullcontext()
+        return torch.autocast(device.type, dtype=torch.bfloat16)
 
     def anchored(self, logits: Tensor) -> Tensor:
         """Keeps a backward pass possible where nothing that trains took part (an earlier task's frozen set)."""

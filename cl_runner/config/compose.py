@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from cl_runner.config.inherit import shed
 from cl_runner.errors import RequestError, nearest, shown
 
-FREE = ("adapter.options.", "adapter.options=")  # a mapping that takes keys which no configuration lists
+FREE = tuple(f"{group}.options{end}" for group in ("adapter", "backbone") for end in ".=")  # keys that nobody lists
 PLUGINS = {  # of Hydra, that come with an extra: what is chosen, the extra and what it brings
     ("hydra/launcher", "joblib"): ("sweeps", "hydra-joblib-launcher"),
     ("hydra/launcher", "submitit_local"): ("sweeps", "hydra-submitit-launcher"),

@@ -39,8 +39,8 @@ def class_totals(logits: Tensor, labels: Tensor) -> Tensor:
 class Images(Modality):
     """Samples are images (B, C, H, W), targets classes (B,)."""
 
-    unit = "image"
-    measure = "accuracy"
+    unit = "images"
+    reading = "decoding images"
     totals = staticmethod(class_totals)
     amount = staticmethod(len)
 

@@ -23,14 +23,14 @@ class Modality(ABC):
     """One run's samples, from the files to the figures.
 
     Attributes:
-        unit: what a sample is called.
-        measure: what the entries of the accuracy matrix are called.
+        unit: what samples are called.
+        reading: what is done to them before the first task.
         totals: (sum of the losses, right answers, answers) of (logits, targets), as a tensor (3,).
         amount: answers among targets: how much a batch weighs in a mean.
     """
 
     unit: ClassVar[str]
-    measure: ClassVar[str]
+    reading: ClassVar[str]
     totals: Callable[[Tensor, Tensor], Tensor]
     amount: Callable[[Tensor], Any]
 
@@ -77,13 +77,17 @@ class Modality(ABC):
     def meter(self, stream: TaskStream, network: TaskNetwork) -> Meter:
         """What measures a task."""
 
-    def eval_batch_size(self, stream: TaskStream) -> int:
+    def eval_batch_size(self, stream: TaskStream, network: TaskNetwork) -> int:
         """Samples evaluated at once."""
         return int(self.config.trainer.eval_batch_size)
 
     @abstractmethod
     def forward_flops(self, network: TaskNetwork, stream: TaskStream) -> int:
         """Floating-point operations of one sample's forward pass."""
+
+    def measure(self, stream: TaskStream) -> str:
+        """What the entries of the accuracy matrix are called."""
+        return "accuracy"
 
     def describe(self, stream: TaskStream, network: TaskNetwork) -> dict[str, str]:
         """The lines about benchmark and backbone that a run opens with, without their names."""

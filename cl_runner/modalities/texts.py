@@ -19,20 +19,21 @@ from cl_runner.errors import RequestError
 from cl_runner.modalities.modality import Modality, data_root
 from cl_runner.tokens import COUNTED, Tokenizer
 from cl_runner.training.account import forward_flops
-from cl_runner.training.token_measures import TokenCrossEntropy, amount, token_totals
+from cl_runner.training.token_measures import TOKEN_ACCURACY, TokenCrossEntropy, amount, token_totals
 
 if TYPE_CHECKING:
     from cl_runner.training.token_lane import TokenLane
     from cl_runner.training.token_meter import TokenMeter
 
+LENGTHS = {False: ("benchmark.length",), True: ("benchmark.prompt_length", "benchmark.answer_length")}
 LOGIT_BYTES = 1 << 30  # of the logits of a batch that is evaluated
 
 
 class Texts(Modality):
     """Samples are token ids and marks (B, 2, L), targets the next tokens (B, L)."""
 
-    unit = "text"
-    measure = "token accuracy"
+    unit = "texts"
+    reading = "encoding texts"
     totals = staticmethod(token_totals)
     amount = staticmethod(amount)
 
@@ -90,6 +91,13 @@ class Texts(Modality):
         self.backbone.check_tokenizer(self._tokenizer)
         return {"tokenizer": self._tokenizer}
 
+    def meet(self, stream: TaskStream, network: TaskNetwork) -> None:
+        """Lets the model's files say with which tokenizer they were trained."""
+        from cl_runner.backbones.tokenizers import record_tokenizer
+
+        assert self._tokenizer is not None
+        record_tokenizer(network.backbone, self._tokenizer)
+
     def criterion(self, network: TaskNetwork) -> nn.Module:
         """The next-token objective."""
         return TokenCrossEntropy(self.config.trainer.label_smoothing)
@@ -108,10 +116,10 @@ class Texts(Modality):
         texts = cast(LanguageStream, stream)
         return TokenMeter(texts.metrics, texts.tokenizer, texts.answer_length)
 
-    def eval_batch_size(self, stream: TaskStream) -> int:
+    def eval_batch_size(self, stream: TaskStream, network: TaskNetwork) -> int:
         """As many texts as asked for, but no more than their logits fit into 1 GiB."""
-        longest = cast(LanguageStream, stream).length * self.backbone.vocabulary() * 4
-        return max(1, min(super().eval_batch_size(stream), LOGIT_BYTES // longest))
+        longest = cast(LanguageStream, stream).length * _vocabulary(network) * 4
+        return max(1, min(super().eval_batch_size(stream, network), LOGIT_BYTES // longest))
 
     def forward_flops(self, network: TaskNetwork, stream: TaskStream) -> int:
         """Of one sequence of the longest length, every position counting."""
@@ -119,13 +127,18 @@ class Texts(Modality):
         x[:, COUNTED] = 1
         return forward_flops(network, x)
 
+    def measure(self, stream: TaskStream) -> str:
+        """Token accuracy, or a score where some task has its own."""
+        own = set(cast(LanguageStream, stream).metrics) - {TOKEN_ACCURACY}
+        return "score" if own else "token accuracy"
+
     def describe(self, stream: TaskStream, network: TaskNetwork) -> dict[str, str]:
         """Domains and tokens instead of classes."""
         texts = cast(LanguageStream, stream)
         known = "domains known" if stream.task_labels else "domains not told"
         return {
             "benchmark": f"{len(stream)} domains of texts, at most {texts.length} tokens each, {known}",
-            "backbone": f"{network.base_parameters:,} parameters, {self.backbone.vocabulary():,} tokens",
+            "backbone": f"{network.base_parameters:,} parameters, {_vocabulary(network):,} tokens",
         }
 
     def _check(self, adapter: Adapter, outline: TaskStream) -> None:
@@ -142,4 +155,6 @@ class Texts(Modality):
             raise RequestError(f"adapter.task_inference={rule}: tasks of texts are not inferred", "drop it")
 
 
-LENGTHS = {False: ("benchmark.length",), True: ("benchmark.prompt_length", "benchmark.answer_length")}
+def _vocabulary(network: TaskNetwork) -> int:
+    """Token ids that the model knows."""
+    return int(network.backbone.config.vocab_size)  # type: ignore[union-attr,arg-type]

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from cl_runner.tokens import IGNORED
 
+TOKEN_ACCURACY = "token_accuracy"  # the metric of a task whose answers are not generated
+
 
 class TokenCrossEntropy(nn.Module):
     """The next-token objective: the mean cross-entropy over the tokens that count, in nats.

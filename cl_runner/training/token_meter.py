@@ -13,9 +13,7 @@ from cl_runner.backbones.language import LanguageNetwork
 from cl_runner.benchmarks.avalanche_view import sample_ids
 from cl_runner.tokens import Tokenizer
 from cl_runner.training.monitor import Meter
-from cl_runner.training.token_measures import token_totals
-
-TOKEN_ACCURACY = "token_accuracy"
+from cl_runner.training.token_measures import TOKEN_ACCURACY, token_totals
 
 
 class TokenMeter(Meter):
