@@ -20,9 +20,10 @@ from rich.table import Table
 from cl_runner.benchmarks.domains.source import FILE_DOMAINS, DomainSource
 from cl_runner.benchmarks.sources import Cifar10, Cifar100, Cub200, Digits, ImageFolder, Mnist
 from cl_runner.benchmarks.sources.dataset import Dataset, MissingData, Progress
+from cl_runner.benchmarks.text.sources import ImdbYelpSource, TraceSource
 from cl_runner.errors import RequestError, nearest
 
-NAMES = ("digits", "mnist", "cifar10", "cifar100", "cub200", "folder", *FILE_DOMAINS)
+NAMES = ("digits", "mnist", "cifar10", "cifar100", "cub200", "folder", *FILE_DOMAINS, "imdb_yelp", "trace")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,6 +81,8 @@ def _sources(root: Path) -> dict[str, Dataset]:
         Cub200(root=root),
         ImageFolder(root=root),
         *(DomainSource(name, root=root) for name in FILE_DOMAINS),
+        ImdbYelpSource(root=root),
+        TraceSource(root=root),
     ]
     return {source.name: source for source in sources}
 
@@ -99,7 +102,7 @@ def _source(name: str, root: Path, split: Path | None) -> Dataset:
 
 def _table(sources: Sequence[Dataset]) -> Table:
     table = Table()
-    for title in ("name", "classes", "images", "size", "licence", "origin", "state"):
+    for title in ("name", "classes", "samples", "size", "licence", "origin", "state"):
         table.add_column(title, overflow="fold")
     for source in sources:
         state = _state(source) if source.key == "data_root" else f"where {source.key} says"

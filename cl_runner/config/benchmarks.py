@@ -99,4 +99,64 @@ class XTAIL(MTIL):
     task_labels: bool = False
 
 
-BENCHMARKS = (SplitDigits, SplitMNIST, SplitCIFAR10, SplitCIFAR100, SplitCUB200, SplitFolder, MTIL, XTAIL)
+@dataclass
+class Texts:
+    """Keys that every stream of texts shares."""
+
+    n_train: int | None = option(None, low=1)
+    n_test: int | None = option(None, low=1)
+    split_seed: int = option(0, low=0)
+    validation_fraction: float = option(0.0, low=0.0, below=1.0)
+    task_labels: bool = True
+    root: str | None = None
+    cache: str | None = None
+
+
+@dataclass
+class ImdbYelp(Texts):
+    """Reviews of films, then of everything else."""
+
+    _target_: str = "cl_runner.benchmarks.text.streams.ImdbYelp"
+    n_train: int | None = option(3000, low=1)
+    n_test: int | None = option(1000, low=1)
+    length: int = option(128, low=4)
+    long_texts: str = option("truncate", choices=("truncate", "pack", "refuse"))
+    split_seed: int = option(42, low=0)
+
+
+@dataclass
+class TextDomains(Texts):
+    """A user's own files of texts, or of prompts and answers."""
+
+    _target_: str = "cl_runner.benchmarks.text.streams.TextDomains"
+    domains: list[Any] = option([])
+    length: int = option(128, low=4)
+    long_texts: str = option("truncate", choices=("truncate", "pack", "refuse"))
+    prompt_length: int = option(1024, low=1)
+    answer_length: int = option(512, low=2)
+
+
+@dataclass
+class Trace(Texts):
+    """TRACE's eight tasks, each with a score of its own."""
+
+    _target_: str = "cl_runner.benchmarks.text.streams.Trace"
+    domains: list[str] | None = None
+    prompt_length: int = option(1024, low=1)
+    answer_length: int = option(512, low=2)
+    validation_split: bool = False
+
+
+BENCHMARKS = (
+    SplitDigits,
+    SplitMNIST,
+    SplitCIFAR10,
+    SplitCIFAR100,
+    SplitCUB200,
+    SplitFolder,
+    MTIL,
+    XTAIL,
+    ImdbYelp,
+    TextDomains,
+    Trace,
+)
