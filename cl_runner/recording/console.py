@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cl_runner.metrics.cost import format_seconds
-from cl_runner.recording.closing_view import Probed, closing_lines, closing_table, number, percent
+from cl_runner.recording.closing_view import Closing, Probed, number, percent
 from cl_runner.recording.matrix_view import MatrixView, probe_line, shortened
 from cl_runner.recording.plan_view import plan_tables
 from cl_runner.recording.progress import Clock
@@ -37,6 +37,10 @@ class Console:
 
     On a terminal one status area at the bottom shows task, epoch, images/s and the time left over the
     whole stream; everything else scrolls past above it. Warnings go to standard error.
+
+    Attributes:
+        unit: what a batch is made of, in the plural.
+        measure: what the entries of the matrix are called.
 
     Args:
         quiet: write nothing but warnings.
@@ -53,6 +57,7 @@ class Console:
         stderr: TextIO | None = None,
         width: int | None = None,
     ) -> None:
+        self.unit, self.measure = "images", "accuracy"
         self._quiet = quiet
         self._out = _rich(stdout, width=width, quiet=quiet)
         self._err = _rich(stderr, width=width, stderr=True)
@@ -129,7 +134,7 @@ class Console:
         if not self._terminal and (epoch >= epochs or now >= self._next_epoch_line):
             self._next_epoch_line = now + PLAIN_EPOCH_SECONDS
             left = self._clock.left(now)
-            tail = [f"{self._clock.mean_rate(now):,.0f} images/s", f"{format_seconds(left)} left" if left else ""]
+            tail = [f"{self._clock.mean_rate(now):,.0f} {self.unit}/s", f"{format_seconds(left)} left" if left else ""]
             self._print("  ".join([f"  epoch {epoch}/{epochs}", *parts, *tail]).rstrip())
 
     def task_finished(self) -> None:
@@ -137,15 +142,20 @@ class Console:
         self._epoch_line = "evaluating"
         self._refresh()
 
-    def evaluation(self, row: int, accuracies: Sequence[float | None]) -> None:
-        """Adds the accuracies in [0, 1] after ``row`` tasks to the matrix; None or NaN = not evaluated."""
+    def evaluation(
+        self, row: int, accuracies: Sequence[float | None], losses: Sequence[float | None] | None = None
+    ) -> None:
+        """Adds the accuracies in [0, 1] after ``row`` tasks to the matrix; None or NaN = not evaluated.
+
+        Below them stand the losses (nats a token), where there are any.
+        """
         known = [None if value is None or math.isnan(value) else float(value) for value in accuracies]
         if self._matrix is None:
             names = self._names or [str(number + 1) for number in range(len(known))]
             self._matrix = MatrixView.fit(names, self._out.width)
-            for line in self._matrix.title():
+            for line in self._matrix.title(self.measure):
                 self._print(line)
-        for line in self._matrix.row(row, known):
+        for line in [*self._matrix.row(row, known), *([] if losses is None else self._matrix.losses(row, losses))]:
             self._print(line)
 
     def note(self, text: str) -> None:
@@ -174,11 +184,12 @@ class Console:
         """Ends the view with the metrics and costs of ``summary.json`` and where the run folder is."""
         self.close()
         title = f"{summary.get('experiment') or 'run'}: {summary.get('status') or 'done'}"
+        closing = Closing(summary, parameters, probes, self.unit, self.measure)
         if not self._terminal:
-            for line in [title, *closing_lines(summary, parameters, probes), f"run folder: {folder}"]:
+            for line in [title, *closing.lines(), f"run folder: {folder}"]:
                 self._print(line)
             return
-        self._out.print(closing_table(title, summary, parameters, probes))
+        self._out.print(closing.table(title))
         self._print(Text.assemble(("run folder: ", "bold"), str(folder)))
 
     def plan(
@@ -235,7 +246,7 @@ class Console:
         bar.add_row(
             ProgressBar(total=1.0, completed=self._clock.fraction()),
             f"{self._clock.fraction():.0%}",
-            f"{self._clock.rate(now):,.0f} images/s",
+            f"{self._clock.rate(now):,.0f} {self.unit}/s",
             "" if left is None else f"{format_seconds(left)} left",
         )
         return Group(text, bar)

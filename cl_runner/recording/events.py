@@ -9,7 +9,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -134,6 +134,36 @@ class Tracker(Protocol):
 
     def close(self) -> None:
         """Is told that no further event comes."""
+
+
+class Trackers:
+    """The trackers of a run: what one of them runs into must not cost the run.
+
+    Args:
+        trackers: are told in their order; one that fails is told nothing more.
+        warn: is told why, in a sentence.
+    """
+
+    def __init__(self, trackers: Sequence[Tracker], warn: Callable[[str], None]) -> None:
+        self._trackers = list(trackers)
+        self._warn = warn
+
+    def log(self, event: dict[str, Any]) -> None:
+        """Passes an event on."""
+        for tracker in list(self._trackers):
+            try:
+                tracker.log(event)
+            except Exception as error:  # e.g. a service that is down
+                self._trackers.remove(tracker)
+                self._warn(f"tracking stopped, {type(tracker).__name__} failed: {error}")
+
+    def close(self) -> None:
+        """Says that no further event comes."""
+        for tracker in self._trackers:
+            try:
+                tracker.close()
+            except Exception as error:
+                self._warn(f"tracking did not end well, {type(tracker).__name__}: {error}")
 
 
 class CsvTracker:

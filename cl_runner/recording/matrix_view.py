@@ -33,10 +33,10 @@ class MatrixView:
         # too many: 3 columns each, in as many lines as that takes
         return cls(numbers, 3, max(room // 3, 1))
 
-    def title(self) -> list[Text]:
-        """Returns what stands above the first row."""
+    def title(self, measure: str = "accuracy") -> list[Text]:
+        """Returns what stands above the first row; ``measure`` is what the entries are called."""
         full = " (** = 100)" if self.cell == 3 else ""
-        meaning = f"accuracy in %{full} after each task; last column: mean of the tasks seen"
+        meaning = f"{measure} in %{full} after each task; last column: mean of the tasks seen"
         return [Text(meaning, style="bold"), *self._header()]
 
     def _header(self) -> list[Text]:
@@ -64,6 +64,27 @@ class MatrixView:
             mean = sum(value for value in seen if value is not None) / len(seen)
             lines[-1].append(f"{100 * mean:>{_SEEN_WIDTH - 1}.1f}", style="bold")
         return lines
+
+    def losses(self, after: int, losses: Sequence[float | None]) -> list[Text]:
+        """Returns the losses (nats a token) after ``after`` tasks, to stand below their row, and their mean."""
+        lines = []
+        for start in range(0, len(losses), self.per_line):
+            text = Text(f"{'  loss' if start == 0 else '':<{_LABEL_WIDTH}}", style="dim")
+            for value in losses[start : start + self.per_line]:
+                text.append(f"{self._loss(value, self.cell - 1):>{self.cell - 1}} ")
+            lines.append(text)
+        seen = [value for value in losses[:after] if value is not None]
+        if seen and len(seen) == after:
+            lines[-1].append(f"{self._loss(sum(seen) / len(seen), 6):>{_SEEN_WIDTH - 1}}")
+        return lines
+
+    @staticmethod
+    def _loss(value: float | None, width: int) -> str:
+        """As many decimals as there is room for, three at most."""
+        if value is None:
+            return "-"
+        texts = (f"{value:.{decimals}f}" for decimals in (3, 2, 1, 0))
+        return next((text for text in texts if len(text) <= width), "**")
 
     def _accuracy(self, value: float | None) -> str:
         if value is None:

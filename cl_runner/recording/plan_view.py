@@ -21,8 +21,8 @@ def plan_tables(
     layers: Sequence[Mapping[str, Any]],
     summary: Mapping[str, Any],
 ) -> list[RenderableType]:
-    """The tables of a plan, from the rows that go to its files."""
-    return [_tasks(tasks), _parameters(parameters), *_layers(layers), _totals(summary)]
+    """The tables of a plan, from the rows that go to its files; the summary's ``unit`` is "images" or "texts"."""
+    return [_tasks(tasks, _unit(summary) == "image"), _parameters(parameters), *_layers(layers), _totals(summary)]
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -32,12 +32,13 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _tasks(tasks: Sequence[Mapping[str, Any]]) -> Table:
-    table = _table("tasks (sizes as the dataset's totals promise)", "task", "classes", "train", "test")
+def _tasks(tasks: Sequence[Mapping[str, Any]], classified: bool) -> Table:
+    columns = ["classes"] if classified else []
+    table = _table("tasks (sizes as the dataset's totals promise)", "task", *columns, "train", "test")
     for task in tasks:
         names = shortened(", ".join(task["classes"]), 40) or "named by the data"
-        shown = f"{task['n_classes']}: {names}"
-        table.add_row(task["name"], shown, _number(task["train"] or None), _number(task["test"] or None))
+        shown = [f"{task['n_classes']}: {names}"] if classified else []
+        table.add_row(task["name"], *shown, _number(task["train"] or None), _number(task["test"] or None))
     return table
 
 
@@ -63,18 +64,25 @@ def _layers(rows: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
 
 
 def _totals(summary: Mapping[str, Any]) -> str:
+    unit = _unit(summary)
+    one = f"an {unit}" if unit == "image" else f"a {unit}"
     forward = format_flops(summary["forward_flops_per_image"])
     if summary["training_flops"] is None:
-        return f"forward pass: {forward} an image; training: {NOT_APPLICABLE} (the size of the data is not known)"
+        return f"forward pass: {forward} {one}; training: {NOT_APPLICABLE} (the size of the data is not known)"
     if not summary["training_images"]:
-        return f"forward pass: {forward} an image; nothing is trained by gradient descent"
-    passes = "3 x {} an image (forward and backward)" if summary["passes"] == 3 else "{} an image (forward)"
+        return f"forward pass: {forward} {one}; nothing is trained by gradient descent"
+    passes = f"3 x {forward} {one} (forward and backward)" if summary["passes"] == 3 else f"{forward} {one} (forward)"
     prompts = summary["prompt_flops"]
     return (
-        f"training: {format_flops(summary['training_flops'])} = {passes.format(forward)} "
-        f"x {summary['training_images']:,} images"
+        f"training: {format_flops(summary['training_flops'])} = {passes} "
+        f"x {summary['training_images']:,} {unit}s"
         + (f" + {format_flops(prompts)} for prompts, 16 tokens each" if prompts else "")
     )
+
+
+def _unit(summary: Mapping[str, Any]) -> str:
+    """What one sample is."""
+    return str(summary.get("unit") or "images").removesuffix("s")
 
 
 def _number(value: Any) -> str:

@@ -13,7 +13,8 @@ import numpy as np
 from cl_runner.errors import RequestError
 from cl_runner.metrics import summarize
 from cl_runner.recording.console import Console
-from cl_runner.recording.events import EventLog, Tracker
+from cl_runner.recording.events import EventLog, Tracker, Trackers
+from cl_runner.recording.losses import Figures, Losses
 from cl_runner.recording.probes import Probes
 from cl_runner.recording.run_folder import RunFolder
 
@@ -23,6 +24,7 @@ _FROM_PARAMETERS = {  # key of the summary: column of the last row of parameters
     "trainable_parameters": "trainable",
     "stored_parameters": "stored",
     "inference_parameters": "inference",
+    "adapter_parameters": "adapter",
 }
 
 
@@ -58,10 +60,11 @@ class Recorder:
         self.initial = np.empty(0)
         self._events = events
         self._console = console
-        self._trackers = list(trackers)
+        self._trackers = Trackers(trackers, console.warning)
         self._report = report
         self._tasks: list[str] = []
         self._probes = Probes()
+        self._losses = Losses()
         self._summary: dict[str, Any] = {}
         self._parameters: list[dict[str, Any]] = []
         self._layers: list[dict[str, Any]] = []
@@ -74,6 +77,8 @@ class Recorder:
         tasks: Sequence[str],
         summary_fields: Mapping[str, Any] | None = None,
         probes: Sequence[str] = (),
+        unit: str = "images",
+        measure: str = "accuracy",
     ) -> None:
         """Starts the run.
 
@@ -83,13 +88,18 @@ class Recorder:
             summary_fields: keys of ``summary.json`` known already (experiment, seed, ...), which a run that fails
                 later keeps.
             probes: the names of the domains that are evaluated all along and never trained.
+            unit: what a batch is made of, in the plural.
+            measure: what the accuracies are called; of texts "token accuracy", or "score" where tasks have their own.
         """
         self._tasks = list(tasks)
         self._summary = dict(summary_fields or {})
         self.matrix = np.full((len(tasks), len(tasks)), np.nan)
         self.initial = np.full(len(tasks), np.nan)
         self._probes = Probes(probes, len(tasks))
-        announced = {"probes": list(probes)} if probes else {}
+        self._losses = Losses(tasks)
+        self._console.unit, self._console.measure = unit, measure
+        announced: dict[str, Any] = {"probes": list(probes)} if probes else {}
+        announced |= {} if unit == "images" else {"unit": unit, "measure": measure}
         self.log("run_started", tasks=self._tasks, header=dict(header), labels=self._summary, **announced)
         self._console.header(header, self._tasks)
 
@@ -98,9 +108,9 @@ class Recorder:
         """Whether the run has begun; before that, whatever goes wrong is a refusal."""
         return bool(self._tasks)
 
-    def reading(self, done: int, total: int) -> None:
-        """Shows that ``done`` of ``total`` images are decoded; nothing is recorded."""
-        self._console.reading(done, total)
+    def reading(self, done: int, total: int, what: str = "decoding images") -> None:
+        """Shows how far what is read has come, ``done`` of ``total``; nothing is recorded."""
+        self._console.reading(done, total, what)
 
     def task_started(self, index: int, name: str, epochs: int, batches: int) -> None:
         """Starts task ``index`` (from 1), planned as ``epochs`` of ``batches`` training steps each."""
@@ -148,8 +158,13 @@ class Recorder:
         self.folder.write_layers(self._layers)
         self._console.task_finished()
 
-    def evaluated(self, after_task: int, accuracies: Sequence[float | None]) -> None:
-        """Records the accuracies in [0, 1] on all T tasks after ``after_task``; NaN or None where not evaluated."""
+    def evaluated(
+        self, after_task: int, accuracies: Sequence[float | None], figures: Sequence[Figures | None] | None = None
+    ) -> None:
+        """Records the accuracies in [0, 1] on all T tasks after ``after_task``; NaN or None where not evaluated.
+
+        Of texts they are the scores, and ``figures`` what is known of each task besides: loss, perplexity, ...
+        """
         row = np.array(accuracies, dtype=np.float64)
         n_tasks = len(self._tasks)
         if row.shape != (n_tasks,) or not 0 <= after_task <= n_tasks:
@@ -158,11 +173,14 @@ class Recorder:
             self.initial = row
         else:
             self.matrix[after_task - 1] = row
+        measured = self._losses.add(after_task, row.tolist(), figures)
         for task, accuracy in enumerate(row.tolist(), start=1):
-            if accuracy == accuracy:  # not NaN
-                self.log("evaluated", after_task=after_task, task=task, accuracy=accuracy)
+            if accuracy == accuracy or task in measured:  # not NaN
+                self.log("evaluated", after_task=after_task, task=task, accuracy=accuracy, **measured.get(task, {}))
         self.folder.write_matrix(self.initial.tolist(), self.matrix.tolist(), self._tasks)
-        self._console.evaluation(after_task, row.tolist())
+        if measured:
+            self.folder.write_losses(self._losses.rows())
+        self._console.evaluation(after_task, row.tolist(), self._losses.row(after_task) if measured else None)
 
     def probed(self, after_task: int, accuracies: Mapping[str, float | None]) -> None:
         """Records the accuracies in [0, 1] by probe domain after ``after_task``; NaN or None where not evaluated.
@@ -207,12 +225,24 @@ class Recorder:
             values = np.array(shares, dtype=np.float64)
             self._summary["task_inference_accuracy"] = None if np.isnan(values).any() else float(values.mean())
 
-    def evaluated_at_rank(self, rank: int, accuracies: Sequence[float]) -> None:
-        """Records the accuracies in [0, 1] on all T tasks of the trained network, truncated to ``rank``."""
-        rows = [{"rank": rank, "task": task, "accuracy": value} for task, value in enumerate(accuracies, start=1)]
-        for row in rows:
+    def evaluated_at_rank(
+        self,
+        rank: int,
+        accuracies: Sequence[float | None],
+        *,
+        after_task: int | None = None,
+        losses: Sequence[float | None] | None = None,
+    ) -> None:
+        """Records accuracies in [0, 1] and losses (nats a token) on all T tasks, the network truncated to ``rank``.
+
+        NaN or None where not evaluated. It was trained on ``after_task`` tasks; None: on all.
+        """
+        when = {} if after_task is None else {"after_task": after_task}
+        for task, accuracy in enumerate(accuracies, start=1):
+            loss = {} if losses is None else {"loss": losses[task - 1]}
+            row = {"rank": rank, **when, "task": task, "accuracy": accuracy, **loss}
             self.log("evaluated_at_rank", **row)
-        self._ranks += rows
+            self._ranks.append({"after_task": len(self._tasks), **row})
         self.folder.write_rank_curve(self._ranks)
 
     def warning(self, text: str) -> None:
@@ -222,13 +252,7 @@ class Recorder:
 
     def log(self, event: str, /, **fields: Any) -> None:
         """Writes one event to the log and passes it to the trackers; for values that have no method of their own."""
-        record = self._events.write(event, **fields)
-        for tracker in list(self._trackers):
-            try:
-                tracker.log(record)
-            except Exception as error:  # a tracking service that is down must not cost a run
-                self._trackers.remove(tracker)
-                self._console.warning(f"tracking stopped, {type(tracker).__name__} failed: {error}")
+        self._trackers.log(self._events.write(event, **fields))
 
     def run_finished(self, summary_fields: Mapping[str, Any]) -> dict[str, Any]:
         """Ends a run that did what it was asked: summary, closing table, and ``DONE`` as the last file.
@@ -266,8 +290,10 @@ class Recorder:
         counts = {key: last[column] for key, column in _FROM_PARAMETERS.items() if column in last}
         metrics = summarize(self.matrix, self.initial) if self._tasks else {}
         summary = {**counts, **self._summary, **summary_fields, "status": status, **metrics}
-        if summary.get("retention") is None and (retention := self._probes.retention()) is not None:
-            summary["retention"] = retention  # a stream that measures one of its own has said so
+        kept = self._probes.retention()
+        for found in (self._losses.summary(), {} if kept is None else {"retention": kept}):
+            # a stream that measures one of its own has said so
+            summary |= {key: value for key, value in found.items() if summary.get(key) is None}
         self.folder.write_summary(summary)
         self.log("run_ended", **summary)
         return summary
@@ -287,8 +313,4 @@ class Recorder:
     def _close(self) -> None:
         self._console.close()
         self._events.close()
-        for tracker in self._trackers:
-            try:
-                tracker.close()
-            except Exception as error:
-                self._console.warning(f"tracking did not end well, {type(tracker).__name__}: {error}")
+        self._trackers.close()

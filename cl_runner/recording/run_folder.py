@@ -28,9 +28,12 @@ SUMMARY_KEYS = (
     "parameter_growth", "base_parameters", "trainable_parameters", "stored_parameters", "inference_parameters",
     "wall_seconds", "train_images_per_second", "peak_memory_bytes",
     "retention", "loss", "drift", "task_inference_accuracy",
+    "delta_loss", "last_task_loss", "adapter_parameters",
 )  # fmt: skip
+LOSS_COLUMNS = ("after_task", "task", "name", "metric", "score", "loss", "perplexity", "token_accuracy", "tokens")
 _TABLES = (
-    "accuracy_matrix.csv", "probes.csv", "parameters.csv", "layers.csv", "rank_curve.csv", "per_class_accuracy.csv",
+    "accuracy_matrix.csv", "losses.csv", "probes.csv", "parameters.csv", "layers.csv", "rank_curve.csv",
+    "per_class_accuracy.csv",
 )  # fmt: skip
 _MARKS_OF_A_RUN = ("config.yaml", "events.jsonl", "summary.json", "DONE")
 
@@ -94,6 +97,13 @@ class RunFolder:
         lines = [[after, *map(_cell, row)] for after, row in enumerate([before, *rows])]
         self._write("accuracy_matrix.csv", _csv(["after_task", *task_names], lines))
 
+    def write_losses(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Writes ``losses.csv``: a row an evaluation of a task of texts, see :mod:`cl_runner.recording.losses`.
+
+        ``score`` in [0, 1] is what the accuracy matrix holds, ``metric`` what it is; ``loss`` is in nats a token.
+        """
+        self._write("losses.csv", _records(LOSS_COLUMNS, rows))
+
     def write_probes(self, rows: Sequence[Sequence[float | None]], domains: Sequence[str]) -> None:
         """Writes ``probes.csv``: a row for 0 (before training) to T tasks trained, a column a probe domain.
 
@@ -113,8 +123,8 @@ class RunFolder:
         self._write("layers.csv", _records(LAYER_COLUMNS, rows))
 
     def write_rank_curve(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Writes ``rank_curve.csv``: accuracy per task of the trained network truncated to each rank."""
-        self._write("rank_curve.csv", _records(("rank", "task", "accuracy"), rows))
+        """Writes ``rank_curve.csv``: accuracy and loss per task of the network truncated to each rank, after a task."""
+        self._write("rank_curve.csv", _records(("rank", "task", "accuracy", "after_task", "loss"), rows))
 
     def write_classes(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Writes ``per_class_accuracy.csv``: a row an evaluation and class, accuracy in [0, 1]."""

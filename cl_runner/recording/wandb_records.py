@@ -6,8 +6,8 @@ named ``section/metric``, sections are drawn against an axis:
 ====================================================  ==========================================================
 train/*, validation/*                                 train/step, optimiser steps over the whole stream
 accuracy/*, forgetting/*, transfer/*, inference/*,    task, the number of tasks learned so far (0: none yet)
-probe/*, class_accuracy/*, parameters/*, task/*, ...
-rank_curve/*                                          rank_curve/rank, what the network was truncated to
+probe/*, loss/*, class_accuracy/*, parameters/*, ...
+rank_curve/*, rank_curve_after_I/*                    rank_curve/rank, what the network was truncated to
 ====================================================  ==========================================================
 """
 
@@ -26,6 +26,7 @@ AXES = {
     STEP: ("train", "validation"),
     TASK: (
         *("accuracy", "probe", "forgetting", "transfer", "inference", "class_accuracy"),
+        *("loss", "perplexity", "token_accuracy", "tokens"),
         *("parameters", "task", "rank", "delta_norm", "layer_parameters"),
     ),
     RANK: ("rank_curve",),
@@ -46,6 +47,7 @@ _GATHERED = {  # kind of record: the field that is the same in all records of on
     "task_inferred": "after_task",
     "evaluated_at_rank": "rank",
 }
+_OF_TEXTS = ("loss", "perplexity", "token_accuracy", "tokens")  # what an evaluation of texts gives besides the score
 _EXIT_CODES = {"done": 0, "failed": 1, "interrupted": 130}
 _NO_METRICS = ("time", "event")
 
@@ -67,6 +69,8 @@ class Translation:
         self._train_steps = self._train_epochs = self._batches = 0
         self._tasks: list[str] = []
         self._rows: dict[int, dict[int, float]] = {}
+        self._losses: dict[tuple[int, int], float] = {}
+        self._unit = "images"
         self._probes: list[str] = []
         self._probed: dict[tuple[int, str], float] = {}
         self._layers: dict[tuple[int, str], dict[str, Any]] = {}
@@ -84,7 +88,7 @@ class Translation:
     def feed(self, record: Mapping[str, Any]) -> list[Call]:
         """The calls that a record completes."""
         event = str(record.get("event"))
-        group = (event, record.get(_GATHERED.get(event, "time")))
+        group = (event, record.get(_GATHERED.get(event, "time")), record.get("after_task"))
         calls: list[Call] = [] if group == self._gathering else list(self._flush())
         self._gathering = group
         self._time = max(self._time, float(record.get("time") or 0.0))
@@ -101,6 +105,10 @@ class Translation:
             names = tuple((after, self._name(task), value) for after, task, value in cells)
             columns = ("after_task", "task", "accuracy")
             calls.append(Table(self._next_step(), "accuracy_matrix", columns, names, heat=columns))
+        if self._losses:
+            columns = ("after_task", "task", "loss")
+            named = tuple((after, self._name(task), value) for (after, task), value in sorted(self._losses.items()))
+            calls.append(Table(self._next_step(), "losses", columns, named, heat=columns))
         if self._probed:
             columns = ("after_task", "domain", "accuracy")
             found = tuple((after, domain, value) for (after, domain), value in sorted(self._probed.items()))
@@ -121,6 +129,7 @@ class Translation:
     def _on_run_started(self, record: Mapping[str, Any]) -> Iterator[Call]:
         self._tasks = [str(name) for name in record.get("tasks") or ()]
         self._probes = [str(name) for name in record.get("probes") or ()]
+        self._unit = str(record.get("unit") or "images")
         self._exit_code = None  # gone on with, whatever ended it before
         yield Summarise({"status": "running"})
 
@@ -137,7 +146,7 @@ class Translation:
         values = {name: record.get(key) for key, name in renamed.items()}
         values |= _rest("train", record, tuple(renamed))
         seconds, images = record.get("seconds"), record.get("images")
-        values |= {"train/images_per_second": images / seconds if seconds and images else None}
+        values |= {f"train/{self._unit}_per_second": images / seconds if seconds and images else None}
         yield self._log({STEP: self._train_steps, "train/epoch": self._train_epochs, **values})
 
     def _on_task_finished(self, record: Mapping[str, Any]) -> Iterator[Call]:
@@ -156,6 +165,11 @@ class Translation:
         if accuracy is not None:
             self._rows.setdefault(after, {})[task] = float(accuracy)
             self._gather({TASK: after, f"accuracy/task_{task}": accuracy})
+        figures = {name: record[name] for name in _OF_TEXTS if record.get(name) is not None}
+        if "loss" in figures:
+            self._losses[after, task] = float(figures["loss"])
+        if figures:
+            self._gather({TASK: after, **{f"{name}/task_{task}": value for name, value in figures.items()}})
         yield from ()
 
     def _on_probed(self, record: Mapping[str, Any]) -> Iterator[Call]:
@@ -175,8 +189,16 @@ class Translation:
         yield from ()
 
     def _on_evaluated_at_rank(self, record: Mapping[str, Any]) -> Iterator[Call]:
-        self._gather({RANK: record["rank"], f"rank_curve/task_{record['task']}": record.get("accuracy")})
-        yield from ()
+        section, task = self._rank_section(record.get("after_task")), record["task"]
+        if section not in self._unknown and section != "rank_curve":
+            self._unknown.add(section)
+            yield Define(section, RANK)
+        values = {f"{section}/task_{task}": record.get("accuracy"), f"{section}/loss_task_{task}": record.get("loss")}
+        self._gather({RANK: record["rank"], **values})
+
+    def _rank_section(self, after: int | None) -> str:
+        """A section a stage, for one rank has one value at each; that after the last task has the plain name."""
+        return "rank_curve" if after is None or after == len(self._tasks) else f"rank_curve_after_{after}"
 
     def _on_warning(self, record: Mapping[str, Any]) -> Iterator[Call]:
         self._warnings.append(str(record.get("text")))
@@ -210,14 +232,16 @@ class Translation:
         if not values:
             return
         if self._gathering[0] == "evaluated":
-            values |= self._curves(int(self._gathering[1]))
+            values |= self._curves(int(self._gathering[1])) | self._mean_loss(int(self._gathering[1]))
         if self._gathering[0] == "probed":
             accuracies = [value for key, value in values.items() if key != TASK]
             if len(accuracies) == len(self._probes):  # a mean over others would be another figure
                 values["probe/mean"] = float(np.mean(accuracies))
         if self._gathering[0] == "evaluated_at_rank":
-            accuracies = [value for key, value in values.items() if key != RANK]
-            values["rank_curve/mean"] = float(np.mean(accuracies))
+            section = self._rank_section(self._gathering[2])
+            for name, mean in (("task_", "mean"), ("loss_task_", "mean_loss")):
+                cells = [value for key, value in values.items() if key.startswith(f"{section}/{name}")]
+                values |= {f"{section}/{mean}": float(np.mean(cells))} if cells else {}
         yield self._log(values)
 
     def _curves(self, after: int) -> dict[str, float]:
@@ -235,6 +259,12 @@ class Translation:
         initial = [cells.get(0, {}).get(j, np.nan) for j in range(1, after + 1)]
         found = summarize(matrix, initial)
         return values | {name: value for key, name in _CURVES.items() if (value := found[key]) is not None}
+
+    def _mean_loss(self, after: int) -> dict[str, float]:
+        """The mean loss on the tasks learned so far, where it is known of all of them."""
+        losses = [self._losses.get((after, task)) for task in range(1, after + 1)]
+        known = [value for value in losses if value is not None]
+        return {"loss/mean_seen": float(np.mean(known))} if known and len(known) == after else {}
 
     def _log(self, values: Mapping[str, Any]) -> Log:
         kept = {key: value for key, value in values.items() if value is not None}

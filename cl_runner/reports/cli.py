@@ -16,8 +16,8 @@ from cl_runner.reports.metrics import known_metric
 from cl_runner.reports.retention import NUMBERS
 from cl_runner.reports.tables import as_csv, as_json, as_latex, csv_text, ordered, show
 
-COMPARISONS = ("pareto", "probe", "retention", "ranks")
-OF_RUNS = ("matrix", "tasks", "growth", "layers", "probes")
+COMPARISONS = ("pareto", "probe", "retention", "ranks", "rank_loss")
+OF_RUNS = ("matrix", "tasks", "growth", "layers", "probes", "losses")
 SUFFIXES = (".png", ".svg", ".pdf")
 _NOTHING_PUBLISHED = "no run follows the protocol of a published figure"
 _TEXT = {"csv": as_csv, "json": as_json, "latex": as_latex}
@@ -74,8 +74,8 @@ def _parser() -> argparse.ArgumentParser:
         "--plot",
         choices=(*COMPARISONS, *OF_RUNS),
         help="draw instead: accuracy against growth, stability against plasticity, retention of probe domains against "
-        "adaptation, accuracy against rank; or, of runs, the accuracy matrix, accuracy and forgetting over tasks, "
-        "parameter growth, rank per layer, accuracy on probe domains",
+        "adaptation, accuracy or loss against rank; or, of runs, the accuracy matrix, accuracy and forgetting over "
+        "tasks, parameter growth, rank per layer, accuracy on probe domains, loss of texts",
     )
     parser.add_argument(
         "--columns",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shlex
@@ -16,12 +15,14 @@ from typing import Any
 import yaml
 
 from cl_runner.errors import RequestError
+from cl_runner.reports.csv_files import csv_lines, read_rank_curve
 
 IDENTITY = ("experiment", "benchmark", "backbone", "adapter", "strategy")
 FIGURES = (  # what a summary holds as a number, or as null where it does not apply
     "acc", "learning_accuracy", "bwt", "fwt", "forgetting", "transfer", "average", "last", "parameter_growth",
     "base_parameters", "trainable_parameters", "stored_parameters", "inference_parameters", "wall_seconds",
     "train_images_per_second", "peak_memory_bytes", "retention", "loss", "drift", "task_inference_accuracy",
+    "delta_loss", "last_task_loss", "adapter_parameters",
 )  # fmt: skip
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same in C, six times as fast, where libyaml is there
 NOT_SETTINGS = {
@@ -70,24 +71,23 @@ class Run:
         unknown: list[float | None] = [None] * (len(header) - 1)
         return [cells.get(task, unknown) for task in range(1, len(header))]
 
-    def rank_curve(self) -> dict[float, float]:
-        """Returns the accuracy in [0, 1], mean over the tasks, at every rank of ``rank_curve.csv``.
+    def rank_curve(self, figure: str = "accuracy") -> dict[float, float]:
+        """Returns the accuracy in [0, 1], mean over the tasks after the last one, at every rank of ``rank_curve.csv``.
+
+        Args:
+            figure: "accuracy", or "loss" of texts in nats a token. Ranks that lack it on a task are left out.
 
         Raises:
             RequestError: there is no such file, or it holds something else.
         """
-        place = self.folder / "rank_curve.csv"
-        if not place.is_file():
-            raise RequestError(f"{self.folder} has no rank_curve.csv", "only runs evaluated at several ranks have one")
-        header, *rows = csv_lines(place)
-        at_rank: dict[float, list[float]] = defaultdict(list)
-        try:
-            rank, accuracy = header.index("rank"), header.index("accuracy")
-            for row in rows:
-                at_rank[float(row[rank])].append(float(row[accuracy]))
-        except (ValueError, IndexError) as error:
-            raise RequestError(f"{place} is damaged: {error}") from error
-        return {key: statistics.fmean(at_rank[key]) for key in sorted(at_rank)}
+        rows = read_rank_curve(self.folder)
+        last = max((row.after_task for row in rows), default=0)
+        at_rank: dict[float, list[float | None]] = defaultdict(list)
+        for row in rows:
+            if row.after_task == last:
+                at_rank[row.rank].append(getattr(row, figure))
+        known = {rank: [one for one in at_rank[rank] if one is not None] for rank in sorted(at_rank)}
+        return {rank: statistics.fmean(known[rank]) for rank in known if len(known[rank]) == len(at_rank[rank])}
 
 
 @dataclass(frozen=True)
@@ -235,22 +235,6 @@ def read_run(folder: Path) -> Run:
         raise ValueError(f"summary.json: {wrong[0]} is {summary[wrong[0]]!r}, not a number")
     overrides = _overrides(folder / "overrides.yaml")
     return Run(folder, summary, settings, place.stat().st_mtime, _typed(overrides), overrides)
-
-
-def csv_lines(place: Path) -> list[list[str]]:
-    """Returns the rows of a CSV file, its header first; no empty ones.
-
-    Raises:
-        RequestError: the file is missing, cannot be read or is empty.
-    """
-    try:
-        with place.open(encoding="utf-8", newline="") as file:
-            rows = [row for row in csv.reader(file) if row]
-    except OSError as error:
-        raise RequestError(f"{place} cannot be read: {(error.strerror or str(error)).lower()}") from error
-    if not rows:
-        raise RequestError(f"{place} is empty")
-    return rows
 
 
 def _yaml(place: Path) -> Any:

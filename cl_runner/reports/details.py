@@ -9,8 +9,10 @@ from typing import Any
 
 from cl_runner.errors import RequestError
 from cl_runner.reports.collect import Group
-from cl_runner.reports.run_files import Number, Row, RunTables, read_tables
+from cl_runner.reports.losses import measure_of
+from cl_runner.reports.run_files import Number, Row, RunTables, TaskLoss, read_tables
 
+_OF_LOSSES = ("loss", "perplexity", "token_accuracy", "tokens")
 _OF_PARAMETERS = ("base", "trainable", "adapter", "normalisation", "head", "stored", "growth", "epochs", "best_epoch")
 
 
@@ -46,7 +48,10 @@ def detail(group: Group) -> tuple[dict[str, Any], list[str]]:
 
     Keys: `tasks`, `initial`, `matrix`, `accuracy` and `forgetting` over tasks (each `mean` and `std`), `parameters` (a
     list a column, over tasks), `ranks` (`layers`, `tasks`, `values`: a row a layer), `classes`, `rank_curve`, `probes`
-    (`domains`, `values`: after 0 to T tasks, a row a domain; `mean` and `std` of the mean over the domains).
+    (`domains`, `values`: after 0 to T tasks, a row a domain; `mean` and `std` of the mean over the domains), `losses`
+    of texts (`values`: after 0 to T tasks, a row a task; `mean` and `std` of the mean over the tasks seen so far;
+    `tasks`: for each its `metric`, and its figures right after it, `learned`, and after the last one, `end`), `measure`
+    (what the accuracies are called).
     """
     tables, problems = [], []
     for run in group.runs:
@@ -69,6 +74,8 @@ def detail(group: Group) -> tuple[dict[str, Any], list[str]]:
         "classes": _classes(tables),
         "rank_curve": _rank_curve(group),
         "probes": _probes(tables),
+        "losses": _losses(tables),
+        "measure": measure_of(tables[0].losses),
     }
     return content, problems
 
@@ -139,12 +146,56 @@ def _probes(tables: Sequence[RunTables]) -> dict[str, Any]:
     return {"domains": domains, "values": values, **_curve([probes_over_tasks(one.probes, domains) for one in tables])}
 
 
+def _losses(tables: Sequence[RunTables]) -> dict[str, Any]:
+    """What texts have besides their scores; nothing where a seed has none."""
+    if not all(one.losses for one in tables):
+        return {"values": [], "mean": [], "std": [], "tasks": []}
+    last = len(tables[0].tasks)
+    cells = [{(row.after_task, row.task): row for row in one.losses} for one in tables]
+
+    def mean(after: int, task: int, figure: str = "loss") -> Number:
+        return _mean([_figure(own.get((after, task)), figure) for own in cells])
+
+    def seen(own: Mapping[tuple[int, int], TaskLoss], after: int) -> Number:
+        return _mean([_figure(own.get((after, task)), "loss") for task in range(1, after + 1)])
+
+    metrics = {row.task: row.metric for row in tables[0].losses}
+    return {
+        "values": [[mean(after, task) for after in range(last + 1)] for task in range(1, last + 1)],
+        **_curve([[seen(own, after) for after in range(1, last + 1)] for own in cells]),
+        "tasks": [
+            {
+                "metric": metrics.get(task, ""),
+                "learned": {figure: mean(task, task, figure) for figure in _OF_LOSSES},
+                "end": {figure: mean(last, task, figure) for figure in _OF_LOSSES},
+            }
+            for task in range(1, last + 1)
+        ],
+    }
+
+
+def _figure(row: TaskLoss | None, name: str) -> Number:
+    value: Number = None if row is None else getattr(row, name)
+    return value
+
+
 def _rank_curve(group: Group) -> list[dict[str, Number]]:
-    curves = [run.rank_curve() for run in group.runs if (run.folder / "rank_curve.csv").is_file()]
-    if not curves:
+    """Accuracy and, of texts, loss at the ranks that all seeds have one of, mean over the tasks after the last one."""
+    runs = [run for run in group.runs if (run.folder / "rank_curve.csv").is_file()]
+    if not runs:
         return []
-    shared = sorted(set.intersection(*(set(curve) for curve in curves)))
-    return [{"rank": rank, "accuracy": _mean([curve[rank] for curve in curves])} for rank in shared]
+    found = {figure: [run.rank_curve(figure) for run in runs] for figure in ("accuracy", "loss")}
+    shared = {figure: set.intersection(*(set(curve) for curve in curves)) for figure, curves in found.items()}
+    return [
+        {
+            "rank": rank,
+            **{
+                figure: _mean([curve[rank] for curve in curves]) if rank in shared[figure] else None
+                for figure, curves in found.items()
+            },
+        }
+        for rank in sorted(shared["accuracy"] | shared["loss"])
+    ]
 
 
 def rounded(value: Any, digits: int = 6) -> Any:

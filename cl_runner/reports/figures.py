@@ -10,7 +10,9 @@ from typing import Any
 
 from cl_runner.reports.collect import Group
 from cl_runner.reports.drawing import COLOURS, look_of, new_axes, save, style
-from cl_runner.reports.points import Measured, Point, front, pareto_points, probe_points, rank_lines
+from cl_runner.reports.losses import measure_of_groups, said
+from cl_runner.reports.points import Point, front, pareto_points, probe_points
+from cl_runner.reports.rank_figures import rank_curves, rank_loss
 from cl_runner.reports.retention import retention_points
 
 _MOST_LABELS = 6  # more of them cover each other; they become numbers with a key
@@ -65,8 +67,9 @@ def probe(groups: Sequence[Group], path: Path) -> list[str]:
     Arguments, result and errors as in :func:`pareto`.
     """
     points, left_out = probe_points(groups)
-    labels = ("plasticity: accuracy on a new task right after it (%)", "stability: accuracy kept on old tasks (%)")
-    _placements(points, labels, path)
+    measure = measure_of_groups(groups)
+    plasticity = said("plasticity: accuracy on a new task right after it (%)", measure)
+    _placements(points, (plasticity, said("stability: accuracy kept on old tasks (%)", measure)), path)
     return left_out
 
 
@@ -103,50 +106,17 @@ def _placements(points: Sequence[Point], labels: tuple[str, str], path: Path, le
         save(figure, path)
 
 
-def rank_curves(groups: Sequence[Group], path: Path) -> list[str]:
-    """Draws the accuracy in %, mean over the tasks, over the rank at which a trained network was evaluated.
-
-    A line a group; its band is the sample standard deviation over the seeds. Arguments, result and errors as in
-    :func:`pareto`; groups with a run without `rank_curve.csv` are left out.
-    """
-    curved = [group for group in groups if all((run.folder / "rank_curve.csv").is_file() for run in group.runs)]
-    lines = rank_lines(curved or groups)
-    with style():
-        figure, axes = new_axes("rank at evaluation", "accuracy, mean over the tasks (%)")
-        for number, line in enumerate(lines):
-            colour, marker = look_of(number)
-            means = [value.mean for value in line.values]
-            axes.plot(line.ranks, means, color=colour, marker=marker, label=line.label)
-            if all(value.std is not None for value in line.values):
-                low, high = zip(*(_span(value) for value in line.values), strict=True)
-                axes.fill_between(line.ranks, low, high, color=colour, alpha=0.2, linewidth=0)
-        ranks = sorted({rank for line in lines for rank in line.ranks})
-        if ranks[0] > 0:
-            axes.set_xscale("log", base=2)
-        else:  # rank 0 is the network without its adapter, and has no logarithm
-            axes.set_xscale("symlog", base=2, linthresh=1)
-        axes.set_xticks(ranks, [f"{rank:g}" for rank in ranks])
-        axes.minorticks_off()
-        axes.legend(loc="best")
-        save(figure, path)
-    left = len(groups) - len(curved)
-    return [f"{left} of {len(groups)} rows have no rank_curve.csv and are left out"] if left else []
-
-
 PLOTS: dict[str, Callable[[Sequence[Group], Path], list[str]]] = {
     "pareto": pareto,
     "probe": probe,
     "retention": retention,
     "ranks": rank_curves,
+    "rank_loss": rank_loss,
 }
 
 
 def _bar(axes: Any, point: Point, **style: Any) -> None:
     axes.errorbar(point.x.mean, point.y.mean, xerr=point.x.std, yerr=point.y.std, **_BARS, **style)
-
-
-def _span(value: Measured) -> tuple[float, float]:
-    return value.mean - (value.std or 0), value.mean + (value.std or 0)
 
 
 def _rank(point: Point) -> float:

@@ -16,7 +16,8 @@ class Metric:
         key: its key there.
         title: its heading.
         unit: share (in [0, 1], shown in %), points (a difference of shares), ratio (shown in %, with a sign), count,
-            seconds, bytes, rate (images a second), factor (a quotient of accuracies) or plain.
+            seconds, bytes, rate (images a second), factor (a quotient of accuracies), loss (nats a token), change (of a
+            loss) or plain.
         better: +1 where more is better, -1 where less is, 0 where neither is.
         hint: what it is.
     """
@@ -29,7 +30,7 @@ class Metric:
 
 
 METRICS: dict[str, Metric] = {
-    "acc": Metric("acc", "acc %", "share", 1, "mean accuracy over the tasks at the end"),
+    "acc": Metric("acc", "acc %", "share", 1, "mean accuracy (texts: score) over the tasks at the end"),
     "learning_accuracy": Metric("learning_accuracy", "learned %", "share", 1, "mean accuracy right after each task"),
     "bwt": Metric("bwt", "bwt", "points", 1, "backward transfer: at the end minus right after each task, points"),
     "fwt": Metric("fwt", "fwt", "points", 1, "forward transfer: just before a task minus before any training, points"),
@@ -44,13 +45,29 @@ METRICS: dict[str, Metric] = {
     "stored": Metric("stored_parameters", "stored", "count", -1, "parameters to keep after the last task"),
     "drift": Metric("drift", "drift", "plain", 0, "distance of the adapted weights from where they began"),
     "retention": Metric(
-        "retention", "retention", "factor", 1, "accuracy at the end / before: probe or first text domain"
+        "retention",
+        "retention",
+        "factor",
+        1,
+        "at the end / before: accuracy on probes, score of earlier texts",
+    ),
+    "loss": Metric("loss", "loss", "loss", -1, "texts: mean loss over the tasks at the end, nats a token"),
+    "delta_loss": Metric(
+        "delta_loss", "delta loss", "change", -1, "texts: loss on earlier tasks, at the end minus right after each"
+    ),
+    "last_task_loss": Metric(
+        "last_task_loss", "last task loss", "loss", -1, "texts: loss on the last task at the end, nats a token"
+    ),
+    "adapter_parameters": Metric(
+        "adapter_parameters", "adapter size", "count", -1, "parameters of the adapters after the last task"
     ),
     "task_inference": Metric(
         "task_inference_accuracy", "tasks found %", "share", 1, "samples whose task was recognised without a label"
     ),
     "seconds": Metric("wall_seconds", "seconds", "seconds", -1, "wall time of the run"),
-    "images_per_second": Metric("train_images_per_second", "images/s", "rate", 1, "training throughput"),
+    "images_per_second": Metric(
+        "train_images_per_second", "images/s", "rate", 1, "training throughput; texts: sequences a second"
+    ),
     "memory": Metric("peak_memory_bytes", "memory", "bytes", -1, "peak memory: of the GPU, else of the process"),
 }
 _SCALES = ((1e9, " G"), (1e6, " M"), (1e3, " k"))
@@ -76,8 +93,8 @@ def shown_metric(name: str, value: float | None) -> str:
         return f"{100 * value:{'' if unit == 'share' else '+'}.2f}"
     if unit == "count":
         return _scaled(value)
-    if unit == "factor":
-        return f"{value:.4f}"
+    if unit in ("factor", "loss", "change"):
+        return f"{value:{'+' if unit == 'change' else ''}.4f}"
     if unit == "bytes":
         return f"{value / 2**30:.2f} GiB"
     if unit == "seconds":

@@ -11,6 +11,7 @@ from typing import Any
 
 from cl_runner.reports.collect import IDENTITY, Group
 from cl_runner.reports.details import detail, rounded
+from cl_runner.reports.losses import common_measure, said
 from cl_runner.reports.markup import (
     Cell,
     Heading,
@@ -31,12 +32,14 @@ CARDS = {  # figures in their order; the script fills them, and hides one that h
     "trainable": "Accuracy against trainable parameters",
     "accuracy": "Accuracy on the tasks seen, over tasks",
     "forgetting": "Forgetting over tasks",
+    "losses": "Loss on the tasks seen (nats a token), over tasks",
     "probes": "Accuracy on probe domains, mean over them, over tasks",
     "ranks": "Rank per adapted layer, after the last task",
     "growth": "Parameter growth over tasks",
     "epochs": "Epochs to converge, per task",
     "classes": "Accuracy per class, after the last task",
     "rank_curve": "Accuracy of the network cut to a rank",
+    "rank_loss": "Loss (nats a token) of the network cut to a rank",
     "seconds": "Wall time",
     "memory": "Peak memory",
 }
@@ -60,6 +63,8 @@ def as_html(groups: Sequence[Group], against: str = "") -> tuple[str, list[str]]
         _data(index, group, name, content)
         for index, (group, name, content) in enumerate(zip(groups, names, contents, strict=True))
     ]
+    measure = common_measure(content["measure"] for content in contents if content["tasks"])
+    cards = "".join(_card(name, said(text, measure)) for name, text in CARDS.items())
     runs = sum(len(group.runs) for group in groups)
     title = f"{len(groups)} group{'s' * (len(groups) != 1)}, {runs} run{'s' * (runs != 1)}"
     body = [
@@ -71,8 +76,8 @@ def as_html(groups: Sequence[Group], against: str = "") -> tuple[str, list[str]]
         _tools(groups, [key for key in IDENTITY if key not in shared]),
         _table(groups, shared, contents),
         against,
-        '<h2 id="matrices-title">Accuracy matrices</h2><div class="cards" id="matrices"></div>',
-        f'<h2>Figures</h2><div class="cards" id="figures">{"".join(_card(*item) for item in CARDS.items())}</div>',
+        f'<h2 id="matrices-title">{said("Accuracy matrices", measure)}</h2><div class="cards" id="matrices"></div>',
+        f'<h2>Figures</h2><div class="cards" id="figures" data-measure="{measure}">{cards}</div>',
         "</main><footer>cl-report</footer>",
     ]
     scripts = [

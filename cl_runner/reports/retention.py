@@ -15,6 +15,7 @@ from typing import Any
 
 from cl_runner.errors import RequestError
 from cl_runner.reports.collect import Group, Run
+from cl_runner.reports.losses import rank_loss_table
 from cl_runner.reports.points import Measured, Point, label_of, percents, placement_of, probe_table, series_of, some
 from cl_runner.reports.run_files import Number, RunTables, read_tables
 
@@ -79,6 +80,7 @@ def retention_table(groups: Sequence[Group]) -> list[dict[str, Any]]:
 NUMBERS: dict[str, Callable[[Sequence[Group]], list[dict[str, Any]]]] = {
     "probe": probe_table,
     "retention": retention_table,
+    "rank_loss": rank_loss_table,
 }
 """Plots that come with a table of their numbers."""
 

@@ -12,6 +12,7 @@ from cl_runner.errors import RequestError
 from cl_runner.reports.collect import Group
 from cl_runner.reports.details import detail
 from cl_runner.reports.drawing import COLOURS, look_of, new_axes, save, style
+from cl_runner.reports.losses import common_measure, said
 
 Content = dict[str, Any]
 Named = Sequence[tuple[str, Content]]  # a label and what `detail` returns
@@ -37,16 +38,25 @@ def matrix(named: Named) -> Any:
     side = min(9.0, 2.2 + 0.55 * len(tasks))
     figure, axes = new_axes("evaluated on", "after task", size=(max(side, 4.2), max(0.8 * side, 3.0)))
     values = [[math.nan if value is None else 100 * value for value in row] for _, row in rows]
-    _heat(figure, axes, values, [name for name, _ in rows], tasks, "accuracy (%)", (0, 100), "{:.0f}")
+    _heat(
+        figure,
+        axes,
+        values,
+        [name for name, _ in rows],
+        tasks,
+        said("accuracy (%)", content["measure"]),
+        (0, 100),
+        "{:.0f}",
+    )
     return figure
 
 
 def over_tasks(named: Named) -> Any:
     """Returns accuracy on the tasks seen so far, and forgetting, in % over the tasks learned; bands are deviations."""
     figure, axes = new_axes("tasks learned", "", columns=2, size=(9, 3.6))
-    for one, key, label in zip(
-        axes, ("accuracy", "forgetting"), ("accuracy on tasks seen (%)", "forgetting (points)"), strict=True
-    ):
+    measure = common_measure(content["measure"] for _, content in named)
+    titles = (said("accuracy on tasks seen (%)", measure), "forgetting (points)")
+    for one, key, label in zip(axes, ("accuracy", "forgetting"), titles, strict=True):
         _lines(one, [(name, content[key]["mean"], content[key]["std"]) for name, content in named], 100)
         one.set_ylabel(label)
         _spread(one)
@@ -122,12 +132,36 @@ def probes(named: Named) -> Any:
     return figure
 
 
+def losses(named: Named) -> Any:
+    """Returns the loss in nats a token over the tasks learned: of one group on each task, of several on those seen.
+
+    Raises:
+        RequestError: no group has losses.
+    """
+    known = [(name, content["tasks"], content["losses"]) for name, content in named if content["losses"]["values"]]
+    if not known:
+        raise _nothing("loss of texts (losses.csv)")
+    if len(known) == 1:
+        _, tasks, content = known[0]
+        figure, axes = new_axes("tasks learned (0: before any)", "loss (nats a token)", size=(6.4, 4.0))
+        for number, (name, values) in enumerate(list(zip(tasks, content["values"], strict=True))[:_MOST_LINES]):
+            _line(axes, number, name, range(len(values)), values)
+        _whole_ticks(axes)
+    else:
+        figure, axes = new_axes("tasks learned", "loss on tasks seen (nats a token)", size=(6.4, 4.4))
+        _lines(axes, [(name, content["mean"], content["std"]) for name, _, content in known], 1)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2 if len(named) > 1 else 4,
+                  fontsize=8)  # fmt: skip
+    return figure
+
+
 PICTURES: dict[str, Callable[[Named], Any]] = {
     "matrix": matrix,
     "tasks": over_tasks,
     "growth": growth,
     "layers": ranks,
     "probes": probes,
+    "losses": losses,
 }
 
 

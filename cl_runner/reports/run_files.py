@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cl_runner.errors import RequestError
-from cl_runner.reports.collect import csv_lines
+from cl_runner.reports.csv_files import Number, csv_lines, number
 
-Number = float | None
 Row = dict[str, Number]
 PARAMETERS = (
     "task", "base", "trainable", "adapter", "normalisation", "head", "stored", "inference", "growth",
@@ -37,6 +36,19 @@ class ClassAccuracy:
 
 
 @dataclass(frozen=True)
+class TaskLoss:
+    """A task of texts (from 1) after `after_task` tasks: what its score is, its loss in nats a token, and the rest."""
+
+    after_task: int
+    task: int
+    metric: str
+    loss: Number
+    perplexity: Number
+    token_accuracy: Number
+    tokens: Number
+
+
+@dataclass(frozen=True)
 class RunTables:
     """What a run measured.
 
@@ -48,6 +60,7 @@ class RunTables:
         layers: the rows of `layers.csv`.
         classes: the rows of `per_class_accuracy.csv`.
         probes: by probe domain, T + 1 accuracies in [0, 1] after 0 (before training) to T tasks; None = not evaluated.
+        losses: the rows of `losses.csv`; none but of texts.
     """
 
     tasks: list[str]
@@ -57,6 +70,7 @@ class RunTables:
     layers: list[LayerRank] = field(default_factory=list)
     classes: list[ClassAccuracy] = field(default_factory=list)
     probes: dict[str, list[Number]] = field(default_factory=dict)
+    losses: list[TaskLoss] = field(default_factory=list)
 
 
 def read_tables(folder: Path) -> RunTables:
@@ -74,6 +88,7 @@ def read_tables(folder: Path) -> RunTables:
         _layers(folder / "layers.csv"),
         _classes(folder / "per_class_accuracy.csv"),
         read_probes(folder, len(tasks)),
+        read_losses(folder),
     )
 
 
@@ -87,12 +102,35 @@ def read_probes(folder: Path, n_tasks: int) -> dict[str, list[Number]]:
     return {name: [row[column] for row in rows] for column, name in enumerate(domains)}
 
 
+def read_losses(folder: Path) -> list[TaskLoss]:
+    """Reads `losses.csv`; empty where there were no texts.
+
+    Raises:
+        RequestError: the table holds something else than numbers, or cannot be read.
+    """
+    place = folder / "losses.csv"
+    header, lines = _table(place)
+    try:
+        rows = [dict(zip(header, line, strict=True)) for line in lines]
+        return [
+            TaskLoss(
+                int(row["after_task"]),
+                int(row["task"]),
+                row["metric"],
+                *(number(row[key]) for key in ("loss", "perplexity", "token_accuracy", "tokens")),
+            )
+            for row in rows
+        ]
+    except (ValueError, KeyError) as error:
+        raise _damaged(place, error) from error
+
+
 def _rows_after_tasks(place: Path, n_tasks: int | None = None) -> tuple[list[str], list[list[Number]]]:
     """The names of the columns and the rows after 0 to T tasks; by default T is the number of columns."""
     header, rows = _table(place)
     columns = header[1:]
     try:
-        by_task = {int(row[0]): [_number(cell) for cell in row[1:]] for row in rows}
+        by_task = {int(row[0]): [number(cell) for cell in row[1:]] for row in rows}
     except (ValueError, IndexError) as error:
         raise _damaged(place, error) from error
     unknown: list[Number] = [None] * len(columns)
@@ -105,9 +143,7 @@ def _rows_after_tasks(place: Path, n_tasks: int | None = None) -> tuple[list[str
 def _parameters(place: Path) -> list[Row]:
     header, rows = _table(place)
     try:
-        return [
-            {key: _number(cell) for key, cell in zip(header, row, strict=True) if key in PARAMETERS} for row in rows
-        ]
+        return [{key: number(cell) for key, cell in zip(header, row, strict=True) if key in PARAMETERS} for row in rows]
     except ValueError as error:
         raise _damaged(place, error) from error
 
@@ -116,7 +152,7 @@ def _layers(place: Path) -> list[LayerRank]:
     header, rows = _table(place)
     try:
         task, name, rank = (header.index(key) for key in ("task", "name", "rank")) if header else (0, 0, 0)
-        return [LayerRank(int(row[task]), row[name], _number(row[rank])) for row in rows]
+        return [LayerRank(int(row[task]), row[name], number(row[rank])) for row in rows]
     except (ValueError, IndexError) as error:
         raise _damaged(place, error) from error
 
@@ -139,10 +175,6 @@ def _table(place: Path) -> tuple[list[str], list[list[str]]]:
         return [], []
     header, *rows = csv_lines(place)
     return header, rows
-
-
-def _number(cell: str) -> Number:
-    return float(cell) if cell else None
 
 
 def _damaged(place: Path, error: Exception) -> RequestError:

@@ -14,6 +14,7 @@ from cl_runner.errors import RequestError
 from cl_runner.reports.collect import IDENTITY, Group, Run, read_run
 from cl_runner.reports.details import detail
 from cl_runner.reports.drawing import as_svg, save, style
+from cl_runner.reports.losses import said
 from cl_runner.reports.markup import (
     Heading,
     asset,
@@ -36,10 +37,11 @@ TITLES = {
     "growth": "Parameter growth",
     "layers": "Rank per adapted layer",
     "probes": "Probe domains: accuracy after each task",
+    "losses": "Loss on each task (nats a token), after each task",
 }
 _TILES = (
-    "acc", "learning_accuracy", "forgetting", "bwt", "fwt", "retention", "growth", "trainable", "stored", "seconds",
-    "memory",
+    "acc", "learning_accuracy", "forgetting", "bwt", "fwt", "retention", "loss", "delta_loss", "last_task_loss",
+    "growth", "trainable", "stored", "adapter_parameters", "seconds", "memory",
 )  # fmt: skip
 
 
@@ -72,6 +74,7 @@ def _pictures(folder: Path, content: dict[str, Any]) -> dict[str, str]:
         "growth": any(value is not None for value in content["parameters"]["growth"]),
         "layers": bool(content["ranks"]["layers"]),
         "probes": any(value is not None for row in content["probes"]["values"] for value in row),
+        "losses": any(value is not None for row in content["losses"]["values"] for value in row),
     }
     drawn = {}
     for name, draw in PICTURES.items():
@@ -97,9 +100,11 @@ def _page(run: Run, content: dict[str, Any], pictures: dict[str, str]) -> str:
     if run.command:
         body.append(f"<pre>{escape(run.command)}</pre>")
     body.append('<div class="cards">')
-    body += [figure(name, TITLES[name], svg) for name, svg in pictures.items()]
+    body += [figure(name, said(TITLES[name], content["measure"]), svg) for name, svg in pictures.items()]
     body.append("</div>")
     body.append(f"<h2>Tasks</h2>{_tasks(content)}")
+    if content["losses"]["values"]:
+        body.append(f"<h2>Losses</h2>{_losses(content)}")
     if content["probes"]["domains"]:
         body.append(f"<h2>Probe domains</h2>{_probes(content['probes'])}")
     if content["classes"]:
@@ -131,6 +136,27 @@ def _tasks(content: dict[str, Any]) -> str:
         accuracies = [number(value, percent(value)) for value in (learned, end)]
         rows.append([words(name), *accuracies, *(number(one, "" if one is None else f"{one:,.0f}") for one in costs)])
     return table([Heading(text, is_text=not index) for index, text in enumerate(headings)], rows, "tasks-table")
+
+
+def _losses(content: dict[str, Any]) -> str:
+    """Of texts: what each task's score is, and its loss right after it and at the end."""
+    headings = [
+        *("task", "score", "loss before any (nats a token)", "right after it", "at the end", "change"),
+        *("perplexity at the end", "token accuracy at the end (%)", "tokens"),
+    ]
+    rows = []
+    for name, values, one in zip(
+        content["tasks"], content["losses"]["values"], content["losses"]["tasks"], strict=True
+    ):
+        learned, end = one["learned"]["loss"], one["end"]["loss"]
+        change = None if learned is None or end is None else end - learned
+        cells = [number(value, "" if value is None else f"{value:.4f}") for value in (values[0], learned, end)]
+        cells.append(number(change, "" if change is None else f"{change:+.4f}"))
+        perplexity, accuracy, tokens = (one["end"][key] for key in ("perplexity", "token_accuracy", "tokens"))
+        cells.append(number(perplexity, "" if perplexity is None else f"{perplexity:,.2f}"))
+        cells += [number(accuracy, percent(accuracy)), number(tokens, "" if tokens is None else f"{tokens:,.0f}")]
+        rows.append([words(name), words(one["metric"].replace("_", " ")), *cells])
+    return table([Heading(text, is_text=index < 2) for index, text in enumerate(headings)], rows, "losses-table")
 
 
 def _probes(probes: dict[str, Any]) -> str:

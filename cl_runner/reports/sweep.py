@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from cl_runner.errors import RequestError
 from cl_runner.reports.collect import IDENTITY, Group, find_runs, group_runs
+from cl_runner.reports.metrics import known_metric
 from cl_runner.reports.retention import NUMBERS
 from cl_runner.reports.tables import csv_text, records, show
 from cl_runner.result import Outcome
@@ -21,22 +22,23 @@ from cl_runner.result import Outcome
 class SweepReport(Callback):
     """A Hydra callback that compares the cells of a multirun when the last one has ended.
 
-    Below `<output_root>/sweeps/<experiment>/` it writes `table.csv` and, for each of `plots`, `plots/NAME.png`; `probe`
-    and `retention` come with their numbers in `NAME.csv`. Only cells of this multirun count, those done by an earlier
-    one included. A row is what differs in nothing but the seed; a cell that did not end well has a row of its own, with
-    its error.
+    Below `<output_root>/sweeps/<experiment>/` it writes `table.csv` and, for each of `plots`, `plots/NAME.png`;
+    `probe`, `retention` and `rank_loss` come with their numbers in `NAME.csv`. Only cells of this multirun count, those
+    done by an earlier one included. A row is what differs in nothing but the seed; a cell that did not end well has a
+    row of its own, with its error.
 
     Attributes:
         cells: how the cells ended, in their order; the launcher fills it.
 
     Args:
         plots: names of `cl-report --plot`.
+        columns: metrics of the table on the terminal, as in `cl-report --columns`; by default the usual ones.
         quiet: no line a cell and no table on the terminal.
     """
 
-    def __init__(self, *, plots: Sequence[str] = (), quiet: bool = False) -> None:
+    def __init__(self, *, plots: Sequence[str] = (), columns: Sequence[str] = (), quiet: bool = False) -> None:
         self.cells: list[Outcome] = []
-        self._plots = list(plots)
+        self._plots, self._columns = list(plots), list(columns)
         self._quiet = quiet
         self._active = False
         self._typed: set[str] = set()
@@ -68,8 +70,10 @@ class SweepReport(Callback):
         """Writes the table and the figures of every experiment that was swept.
 
         Raises:
-            RequestError: a file cannot be written or a figure not be drawn.
+            RequestError: a file cannot be written, a figure not be drawn, or there is no such column.
         """
+        for name in self._columns:
+            known_metric(name)
         for place in dict.fromkeys(ended.sweep for ended in self.cells):
             if place is not None:
                 self._report(place, [ended for ended in self.cells if ended.sweep == place])
@@ -83,7 +87,7 @@ class SweepReport(Callback):
         if others:
             groups = [_set_apart(group, everywhere) for group in groups]
         if not self._quiet and (groups or len(others) > 1):
-            show(groups, sys.stdout, others)
+            show(groups, sys.stdout, others, self._columns)
         written = []
         rows = [{**record, "status": "done", "error": None} for record in records(groups)]
         if rows or any(ended.folder is not None and ended.folder.exists() for ended in cells if ended.code):
@@ -104,9 +108,12 @@ class SweepReport(Callback):
     @staticmethod
     def _draw(name: str, groups: Sequence[Group], path: Path) -> tuple[list[str], Path]:
         from cl_runner.reports.figures import PLOTS
+        from cl_runner.reports.run_figures import PICTURES, draw
 
+        if name in PICTURES:
+            return draw(name, groups, path), path
         if name not in PLOTS:
-            raise RequestError(f"there is no plot '{name}'", f"one of: {', '.join(PLOTS)}")
+            raise RequestError(f"there is no plot '{name}'", f"one of: {', '.join([*PLOTS, *PICTURES])}")
         return PLOTS[name](groups, path), path
 
 

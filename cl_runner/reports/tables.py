@@ -17,7 +17,10 @@ from cl_runner.reports.collect import IDENTITY, Group
 from cl_runner.reports.metrics import METRICS, known_metric, shown_metric, shown_spread
 
 _USUAL = ("acc", "bwt", "forgetting", "growth", "seconds")
-_SPREAD = ("acc", "learning_accuracy", "retention", "transfer", "average", "last")  # for more there is no room
+_OF_TEXTS = ("loss", "delta_loss", "last_task_loss", "adapter_parameters")
+_SPREAD = (  # for more there is no room
+    "acc", "learning_accuracy", "retention", "transfer", "average", "last", "loss", "delta_loss", "last_task_loss",
+)  # fmt: skip
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LATEX |= {character: "\\" + character for character in "&%$#_{}"}
 
@@ -61,11 +64,18 @@ def as_json(groups: Sequence[Group]) -> str:
 
 
 def shown_columns(groups: Sequence[Group], asked: Sequence[str] = ()) -> list[str]:
-    """Returns the metrics that a table shows: those asked for, else the usual ones and retention where there is one."""
+    """Returns the metrics that a table shows: those asked for, else the usual ones and those that some groups have.
+
+    These are retention and, of texts, the losses and the size of the adapters.
+    """
     if asked:
         return list(asked)
-    measured = any(group.mean(METRICS["retention"].key) is not None for group in groups)
-    return [*_USUAL[:3], *(["retention"] if measured else []), *_USUAL[3:]]
+
+    def measured(name: str) -> bool:
+        return any(group.mean(METRICS[name].key) is not None for group in groups)
+
+    texts = [name for name in _OF_TEXTS if measured("loss") and measured(name)]
+    return [*_USUAL[:3], *(["retention"] if measured("retention") else []), *texts, *_USUAL[3:]]
 
 
 def ordered(groups: Sequence[Group], name: str) -> list[Group]:

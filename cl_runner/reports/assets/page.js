@@ -60,8 +60,9 @@ async function draw(groups, details) {
   const figures = {
     stored: scatter(groups, colours, "stored_parameters", 1, "stored parameters"),
     trainable: scatter(groups, colours, "trainable_parameters", 2, "trainable parameters"),
-    accuracy: curves(details, "accuracy", "accuracy (%)"),
+    accuracy: curves(details, "accuracy", ACCURACY),
     forgetting: curves(details, "forgetting", "forgetting (points)"),
+    losses: losses(details),
     probes: probed(details),
     ranks: ranks(details),
     growth: perTask(details, "growth", "growth (%)", 100),
@@ -69,7 +70,8 @@ async function draw(groups, details) {
     classes: classes(details),
     seconds: bars(groups, colours, "wall_seconds", "seconds", 1),
     memory: bars(groups, colours, "peak_memory_bytes", "GiB", 2 ** -30),
-    rank_curve: truncated(details),
+    rank_curve: truncated(details, "accuracy", ACCURACY, 100),
+    rank_loss: truncated(details, "loss", "loss (nats a token)", 1),
   };
   for (const [name, figure] of Object.entries(figures)) {
     document.getElementById(`card-${name}`).classList.toggle("hidden", !figure);

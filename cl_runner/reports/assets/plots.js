@@ -3,6 +3,7 @@
 const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222", "#8C6D31"];
 const MARKERS = ["circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x", "star"];
 const MOST_BARS = 30;
+const ACCURACY = `${document.getElementById("figures").dataset.measure} (%)`; // of texts, a score
 const CONFIG = { displayModeBar: false, responsive: true };
 
 // Plotly reads names as markup of its own: what came from data must not be any.
@@ -78,7 +79,7 @@ function scatter(groups, chosen, key, at, title) {
       customdata: known.map((group) => about(group)),
       text: known.map((g) => `${percent(g.means.acc[0]).toFixed(2)} %, ${Math.round(g.means[key][0]).toLocaleString("en")}, n = ${g.runs.length}`), hovertemplate: HOVER },
   ];
-  return [traces, layout(title, "accuracy (%)", { xaxis: wide ? { type: "log" } : { rangemode: "normal" }, legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 1, xanchor: "right" } })];
+  return [traces, layout(title, ACCURACY, { xaxis: wide ? { type: "log" } : { rangemode: "normal" }, legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 1, xanchor: "right" } })];
 }
 
 function line(group, number, x, y, texts, more = {}) {
@@ -137,7 +138,7 @@ function classes(chosen) {
   if (!some(traces)) return null;
   const names = drawn[0].classes.map((one) => plain(cut(one.name, 18)));
   const axis = { tickvals: names.map((_, index) => index), ticktext: names, tickangle: -45, tickfont: { size: names.length > 40 ? 8 : 10 } };
-  return [traces, layout("", "accuracy (%)", { height: tall(traces) + 40, xaxis: names.length > 120 ? { title: { text: "class" } } : axis, yaxis: { range: [-4, 104] }, legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, font: { size: 11 } } })];
+  return [traces, layout("", ACCURACY, { height: tall(traces) + 40, xaxis: names.length > 120 ? { title: { text: "class" } } : axis, yaxis: { range: [-4, 104] }, legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, font: { size: 11 } } })];
 }
 
 function bars(groups, chosen, key, title, scale) {
@@ -162,13 +163,25 @@ function probed(chosen) {
     const texts = mean.map((value, at) => `after task ${at}: ${value === null ? "–" : percent(value).toFixed(2)} %<br>` + domains.map((name, index) => `${plain(cut(name, 24))} ${values[index][at] === null ? "–" : percent(values[index][at]).toFixed(1)}`).join(", "));
     return line(group, number, mean.map((_, at) => at), mean.map(percent), texts, { error_y: { type: "data", array: std.map(percent), visible: std.some((v) => v !== null), thickness: 1, width: 2 } });
   });
-  return some(traces) ? [traces, layout("tasks learned (0: before any)", "accuracy (%)", { height: tall(traces), xaxis: ticks(Math.max(...drawn.map((g) => g.tasks.length))) })] : null;
+  return some(traces) ? [traces, layout("tasks learned (0: before any)", ACCURACY, { height: tall(traces), xaxis: ticks(Math.max(...drawn.map((g) => g.tasks.length))) })] : null;
 }
 
-function truncated(chosen) {
-  const drawn = chosen.filter((group) => group.tasks.length && group.rank_curve.length);
-  const traces = drawn.map((group, number) => line(group, number, group.rank_curve.map((one) => one.rank), group.rank_curve.map((one) => percent(one.accuracy))));
-  return some(traces) ? [traces, layout("rank at evaluation", "accuracy (%)", { height: tall(traces) })] : null;
+function truncated(chosen, key, y, scale) {
+  const drawn = chosen.filter((group) => group.tasks.length && group.rank_curve.some((one) => one[key] !== null));
+  const value = (one) => (one[key] === null ? null : scale * one[key]);
+  const traces = drawn.map((group, number) => line(group, number, group.rank_curve.map((one) => one.rank), group.rank_curve.map(value)));
+  return some(traces) ? [traces, layout("rank at evaluation", y, { height: tall(traces) })] : null;
+}
+
+function losses(chosen) {
+  const drawn = chosen.filter((group) => group.tasks.length && group.losses.values.length);
+  const traces = drawn.map((group, number) => {
+    const { mean, std, values } = group.losses;
+    const shown = (value) => (value === null ? "–" : value.toFixed(4));
+    const texts = mean.map((value, at) => `after task ${at + 1}: ${shown(value)}${std[at] === null ? "" : ` ± ${shown(std[at])}`}<br>` + group.tasks.map((name, task) => `${plain(cut(name, 24))} ${shown(values[task][at + 1])}`).join(", "));
+    return line(group, number, mean.map((_, at) => at + 1), mean, texts, { error_y: { type: "data", array: std, visible: std.some((v) => v !== null), thickness: 1, width: 2 } });
+  });
+  return some(traces) ? [traces, layout("tasks learned", "loss (nats a token)", { height: tall(traces), xaxis: ticks(Math.max(...drawn.map((g) => g.tasks.length))) })] : null;
 }
 
 function heat(group) {
