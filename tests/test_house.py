@@ -44,6 +44,7 @@ MAY_AFTER_ALL = {"recording/wandb_run.py": {"wandb", "matplotlib"}}  # runs in a
 ONLY = {  # third-party libraries that a part may know at all
     "adapters": {"torch", "peft", "safetensors"},
     "metrics": {"numpy"},
+    "scores": {"numpy", "rouge", "rapidfuzz"},
 }
 IMPORTERS = {"cli": set(), "runner": {"__init__.py", "cli.py"}, "learning": {"runner.py"}, "planning": {"runner.py"}}
 

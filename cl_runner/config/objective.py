@@ -9,6 +9,7 @@ OBJECTIVES = (
     "parameter_growth", "base_parameters", "trainable_parameters", "stored_parameters", "inference_parameters",
     "wall_seconds", "train_images_per_second", "peak_memory_bytes",
     "retention", "loss", "drift", "task_inference_accuracy",
+    "delta_loss", "last_task_loss", "adapter_parameters",
 )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from cl_runner import scores
 from cl_runner.adapters.adapter import Adapter
 from cl_runner.adapters.placement import Placement
 from cl_runner.backbones.language import LanguageNetwork
@@ -43,11 +44,13 @@ class Texts(Modality):
         assert isinstance(options, dict)
         self.backbone = build(OmegaConf.create({key: item for key, item in options.items() if key not in NETWORK_KEYS}))
         self._tokenizer: Tokenizer | None = None
+        self._metrics: tuple[str, ...] = ()
 
     def open(self) -> tuple[Any, LanguageStream]:
         """The benchmark and its outline; the longest sequence must fit the model's positions."""
         benchmark = build(self.config.benchmark)
         outline: LanguageStream = benchmark.outline(data_root(self.config))
+        self._metrics = outline.metrics
         positions = self.backbone.positions()
         if positions is not None and outline.length > positions:
             raise RequestError(
@@ -86,9 +89,10 @@ class Texts(Modality):
         return network
 
     def given(self) -> dict[str, Any]:
-        """The model's tokenizer."""
+        """The model's tokenizer; what scores need is asked for before anything is trained."""
         self._tokenizer = self.backbone.read_tokenizer()
         self.backbone.check_tokenizer(self._tokenizer)
+        scores.require(self._metrics)
         return {"tokenizer": self._tokenizer}
 
     def meet(self, stream: TaskStream, network: TaskNetwork) -> None:
