@@ -19,6 +19,7 @@ import torch
 from omegaconf import DictConfig
 
 from cl_runner import evaluation
+from cl_runner.adapters.interchange import check_savable, save_peft
 from cl_runner.assembly import (
     build_strategy,
     choose_device,
@@ -86,8 +87,7 @@ def learn(
                 evaluate(tasks_seen=tasks_seen)
             evaluation.rank_curve(strategy, scenario, meter, recorder, network, tasks_seen=tasks_seen, stream=stream)
 
-    if config.export is not None:
-        _export(config.export, network, recorder)
+    _export(config, network, recorder)
     rate = monitor.images / monitor.training_seconds if monitor.training_seconds else None
     summary = recorder.run_finished(
         {
@@ -116,6 +116,8 @@ def _prepare(
                 f"export={config.export}: strategy={type(recipe).__name__.lower()} answers with more than weights",
                 "drop export, or choose another strategy",
             )
+    if config.export_adapter is not None:
+        check_savable(network.adapter, config.export_adapter)
     options = {"progress": progress, "training": recipe.reads_training} | modality.given()
     takes = inspect.signature(benchmark.stream).parameters  # a user's own benchmark need not take them
     given = {name: value for name, value in options.items() if name in takes}
@@ -128,12 +130,17 @@ def _prepare(
     return stream, network, recipe, workshop, device
 
 
-def _export(path: str, network: TaskNetwork, recorder: Recorder) -> None:
-    """Writes the trained weights; a full disk must not cost the run that made them."""
+def _export(config: DictConfig, network: TaskNetwork, recorder: Recorder) -> None:
+    """Writes the trained weights, or the adapter; a full disk must not cost the run that made them."""
     try:
-        recorder.log("exported", file=str(save_weights(network, path)))
-    except RequestError as error:
-        recorder.warning(error.text.removeprefix("cl-run: ").strip())
+        if config.export is not None:
+            recorder.log("exported", file=str(save_weights(network, config.export)))
+        if config.export_adapter is not None:
+            folder = Path(config.export_adapter).expanduser()
+            save_peft(network.adapter, folder)
+            recorder.log("exported", file=str(folder))
+    except (RequestError, OSError) as error:
+        recorder.warning(str(getattr(error, "text", error)).removeprefix("cl-run: ").strip())
 
 
 def _announce(

@@ -597,6 +597,68 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path, capsys, monkeypatch):
     assert "backbone.tokenizer=bytes" in said and "100" in said
 
 
+# --------------------------------------------------------------------------------------------------- what is left
+
+
+@pytest.mark.parametrize("adapter", ["lora", "dylora", "dclora", "hybrid"])
+def test_a_run_leaves_an_adapter_that_peft_generates_the_same_text_with(adapter, tmp_path):
+    peft = pytest.importorskip("peft")
+    ways = (f"export_adapter={tmp_path}/factors", f"export={tmp_path}/whole")
+    settings = (f"adapter={adapter}", "adapter.base=frozen", "adapter.rank=4", "optimizer.lr=0.05", "trainer.epochs=3")
+    torch.manual_seed(0)
+    base = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            n_layer=1, n_embd=32, n_head=2, vocab_size=259, n_positions=512, bos_token_id=1, eos_token_id=1
+        )
+    )
+    base.save_pretrained(tmp_path / "base")
+    given = [item for item in typed(tmp_path) if not item.startswith(("backbone", "benchmark=", "data_root"))]
+    write_reviews(tmp_path, 24, 8)
+    given += [
+        "backbone=transformers",
+        f"backbone.name={tmp_path}/base",
+        "backbone.pretrained=true",
+        "backbone.tokenizer=bytes",
+    ]
+    given = [item for item in given if item.split("=")[0] not in {"trainer.epochs"}]
+    overrides = [
+        "benchmark=imdb_yelp",
+        *given,
+        *settings,
+        *ways,
+        f"data_root={tmp_path}",
+        f"output_root={tmp_path}/runs",
+    ]
+    result = run(compose(overrides), experiment="test", overrides=overrides)
+    prompts = [torch.tensor([40, 50, 60]), torch.tensor([101, 35])]
+    ours = [result.network.generate([prompt], most=12, eos=1, pad=0)[0] for prompt in prompts]
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    for model in (
+        peft.PeftModel.from_pretrained(load(tmp_path / "base"), tmp_path / "factors"),
+        load(tmp_path / "whole"),
+    ):
+        for prompt, wanted in zip(prompts, ours, strict=True):
+            found = model.generate(
+                input_ids=prompt[None], max_new_tokens=12, do_sample=False, eos_token_id=1, pad_token_id=0
+            )
+            assert [token for token in found[0, len(prompt) :].tolist() if token != 1][: len(wanted)] == wanted
+    plain = load(tmp_path / "base").generate(
+        input_ids=prompts[0][None], max_new_tokens=12, do_sample=False, pad_token_id=0
+    )
+    assert plain[0, 3:].tolist() != ours[0]  # the adapter has changed what is said
+
+
+@pytest.mark.parametrize(
+    ("adapter", "words"),
+    [("none", "has no LoRA factors"), ("codyra", "merges its factors"), ("convlora", "has no LoRA factors")],
+)
+def test_an_adapter_that_cannot_be_taken_away_is_refused_before_any_work(adapter, words, tmp_path):
+    with pytest.raises(RequestError, match=words):
+        small_run(tmp_path, f"adapter={adapter}", f"export_adapter={tmp_path}/mine")
+    with pytest.raises(RequestError, match="keeps a set of factors for every task"):
+        small_run(tmp_path, "adapter=lora", "adapter.sharing=per_task", f"export_adapter={tmp_path}/mine")
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("placement", ["device", "host"])
 def test_a_run_on_a_gpu_gives_the_figures_of_the_cpu(placement, tmp_path):

@@ -19,10 +19,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from cl_runner.adapters.codyra import GatedFactors
+from cl_runner.adapters.adapter import Adapter
+from cl_runner.adapters.codyra import CoDyRA, GatedFactors
 from cl_runner.adapters.delta_adapter import DeltaAdapter
 from cl_runner.adapters.factors import Delta, LoRAFactors
 from cl_runner.adapters.layers import Site, Slice, is_conv1d
+from cl_runner.adapters.lora import LoRA
 from cl_runner.adapters.peft_methods import library
 from cl_runner.backbones.heads import Head
 from cl_runner.errors import RequestError
@@ -69,6 +71,26 @@ def save_peft(adapter: DeltaAdapter, folder: Path | str, task: int | None = None
     save_file(tensors, Path(folder) / WEIGHTS, metadata={"format": "pt"})
 
 
+def check_savable(adapter: Adapter, folder: Path | str) -> None:
+    """Says before any work whether `save_peft` will have one set of LoRA factors to write when a run has ended.
+
+    Raises:
+        RequestError: it will not, or the folder cannot be made.
+    """
+    key, name = f"export_adapter={folder}", adapter.label
+    hint = "use adapter=lora, dylora, dclora or hybrid with adapter.sharing=shared"
+    if isinstance(adapter, CoDyRA):
+        raise RequestError(f"{key}: adapter={name} merges its factors into the weights after every task", hint)
+    if not isinstance(adapter, DeltaAdapter) or not isinstance(adapter, LoRA):
+        raise RequestError(f"{key}: adapter={name} has no LoRA factors", hint)
+    if adapter.per_task:
+        raise RequestError(f"{key}: adapter={name} keeps a set of factors for every task", hint)
+    try:
+        Path(folder).expanduser().mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(f"{key}: cannot be made: {error}", "choose another place") from error
+
+
 @torch.no_grad()
 def load_peft(adapter: DeltaAdapter, folder: Path | str, task: int | None = None) -> None:
     """Reads LoRA factors that PEFT has written into a task's set; ranks and scales become those of the files.
@@ -96,7 +118,7 @@ def load_peft(adapter: DeltaAdapter, folder: Path | str, task: int | None = None
     fitting = {}
     for name, (site, delta) in items.items():
         factors = _expressible(adapter, name, site, delta)
-        a, b = (tensors[f"{PREFIX}{name}.lora_{factor}.weight"].to(site.base_weight) for factor in "AB")
+        a, b = (tensors[f"{PREFIX}{name}.lora_{factor}.weight"].to(factors.A) for factor in "AB")
         shape = site.base_weight.shape
         if a.shape[1:] != shape[1:] or b.shape[:2] != (shape[0], len(a)):
             raise RequestError(f"{Path(folder) / WEIGHTS}: layer '{name}' has the shape {list(shape)} here, and A and "

@@ -8,6 +8,7 @@ here: its keys are checked against its constructor (`checks.py`).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from cl_runner.config.adapters import ADAPTERS
 from cl_runner.config.benchmarks import BENCHMARKS
@@ -66,6 +67,22 @@ class OpenCLIP(Backbone):
     templates: str = option("dataset", choices=("dataset", "simple", "openai"))
     frozen: list[str] = option([], choices=("vision", "text"))
     train_logit_scale: bool = False
+
+
+@dataclass
+class Transformers:
+    """A causal language model of transformers."""
+
+    _target_: str = "cl_runner.backbones.transformers.Transformers"
+    name: str = ""
+    pretrained: bool | str = False
+    layers: int | None = option(None, low=1)
+    width: int | None = option(None, low=2)
+    tokenizer: str | None = None
+    options: dict[str, Any] = option({})
+    vocab_size: int | None = option(None, low=8)
+    gradient_checkpointing: bool = False
+    dtype: str = option("float32", choices=("float32", "bfloat16"))
 
 
 # ---------------------------------------------------------------------------------------------- strategies
@@ -278,7 +295,7 @@ class Plateau:
 
 COMPONENTS: dict[str, tuple[type, ...]] = {
     "benchmark": BENCHMARKS,
-    "backbone": (SmallCNN, PytorchCV, TorchVision, OpenCLIP),
+    "backbone": (SmallCNN, PytorchCV, TorchVision, OpenCLIP, Transformers),
     "adapter": ADAPTERS,
     "strategy": (
         *(Naive, Cumulative, Joint, Replay, DER, ICaRL, GEM, AGEM, EWC, LwF, SI),

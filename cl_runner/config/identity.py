@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 IDLE = (
     "output_root", "quiet", "report", "data_root", "resume", "tracking", "trainer.device", "trainer.threads",
-    "fail_fast", "objective", "export", "benchmark.cache", "benchmark.cache_gb",
+    "fail_fast", "objective", "export", "export_adapter", "benchmark.cache", "benchmark.cache_gb",
 )  # fmt: skip
 DIGITS = 12
 

@@ -69,6 +69,7 @@ def _of_training(config: DictConfig) -> list[Idle]:
     validate = "set benchmark.validation_fraction=0.1"
     return [
         ("export", config.mode == "plan", "mode=plan trains no weights", "drop it"),
+        ("export_adapter", config.mode == "plan", "mode=plan trains no weights", "drop it"),
         ("trainer.epochs", trainer.iterations is not None, "trainer.iterations is set", "give one of the two"),
         ("trainer.epochs", trainer.task_epochs is not None, "trainer.task_epochs is set", "give one of the two"),
         (

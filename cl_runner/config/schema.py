@@ -74,6 +74,7 @@ class Run:
     evaluate: str = option("full", choices=("full", "seen", "last"))
     resume: str | None = None
     export: str | None = None
+    export_adapter: str | None = None
     data_root: str | None = None
     output_root: str = "outputs"
     quiet: bool = False
