@@ -62,6 +62,7 @@ class Adapter(ABC):
         resizes: whether parameters change their shape while they train.
         keeps_last: whether a task must end with its last weights: its training has a course of its own, which going
             back to the epoch with the best validation loss, or stopping early, would undo.
+        takes_text: whether it can adapt a language model.
     """
 
     per_task: bool = False
@@ -70,6 +71,7 @@ class Adapter(ABC):
     eval_ranks_at: str = "last"
     resizes: bool = False
     keeps_last: bool = False
+    takes_text: bool = True
     model: nn.Module
 
     @property

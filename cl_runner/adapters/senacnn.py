@@ -43,6 +43,8 @@ class SenaCNN(Adapter):
         task_inference: auto, oracle, max_output, entropy or prototype; see `Adapter`.
     """
 
+    takes_text = False
+
     per_task = True
 
     def __init__(

@@ -11,7 +11,8 @@ Idle = tuple[str, bool, str, str]
 
 def idle_keys(config: DictConfig) -> list[Idle]:
     """Keys that another choice can put out of use: (key, whether it is, why, what would work)."""
-    return [*_of_adapter(config), *_of_training(config), *_of_domains(config), *_of_untrained(config)]
+    groups = (_of_adapter, _of_training, _of_domains, _of_texts, _of_untrained)
+    return [item for group in groups for item in group(config)]
 
 
 def _of_adapter(config: DictConfig) -> list[Idle]:
@@ -131,6 +132,18 @@ def _of_domains(config: DictConfig) -> list[Idle]:
             not benchmark.cache_gb,
             "benchmark.cache_gb=0 keeps decoded images in memory",
             "set benchmark.cache_gb, in GB",
+        ),
+    ]
+
+
+def _of_texts(config: DictConfig) -> list[Idle]:
+    texts = "tokenizer" in config.backbone
+    return [
+        (
+            "trainer.channels_last",
+            texts,
+            "a language model has no images whose channels could come last",
+            "drop it",
         ),
     ]
 

@@ -18,6 +18,7 @@ def shed(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     `+experiment=convlora_cifar10 adapter=none` composes to the adapter none with the rank that the experiment gave
     to ConvLoRA. A key goes where all of this holds: the user chose the component, did not type the key, the
     component has no such key, and another component of the group has. Whatever else is unknown stays, to be refused.
+    A debug file is laid over whatever was chosen, and speaks of all components of a group at once.
 
     Args:
         config: as Hydra composed it; changed in place.
@@ -26,7 +27,7 @@ def shed(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     typed = {item.lstrip("+~").split("=")[0].split("@")[0] for item in overrides}
     for group, schemas in COMPONENTS.items():
         node = config.get(group)
-        if group not in typed or not isinstance(node, DictConfig):
+        if (group not in typed and "debug" not in typed) or not isinstance(node, DictConfig):
             continue
         known = _own_keys(group, str(node.get("_target_")))
         others = {field.name for schema in schemas for field in dataclasses.fields(schema)}

@@ -149,6 +149,12 @@ class Texts(Modality):
         """Refuses sets of which nothing says which one a text belongs to."""
         name = adapter.label
         rule = str(getattr(adapter, "task_inference", "auto"))
+        if not adapter.takes_text:
+            raise RequestError(
+                f"adapter={name} branches a network that classifies images, and backbone={self.backbone.name} is a "
+                "language model",
+                "use adapter=lora, dylora, dclora, hybrid, codyra, peft or none",
+            )
         if adapter.per_task and not outline.task_labels:
             raise RequestError(
                 f"benchmark.task_labels=false with adapter={name}: it keeps a set per task, and no rule tells "
