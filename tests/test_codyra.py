@@ -266,8 +266,8 @@ def test_after_the_last_task_the_network_is_the_base_and_its_head(base, tmp_path
     assert int(rows[1]["trainable"]) == open_numbers
     assert int(rows[0]["trainable"]) == (backbone + head if base == "first_task" else open_numbers)
     config = settled(*TYPED[:2], f"adapter.base={base}", *TYPED[3:])
-    from cl_runner.modalities.images import build_network
     from cl_runner.benchmarks.classes import SplitDigits
+    from cl_runner.modalities.images import build_network
 
     fresh = build_network(config, SplitDigits(n_tasks=2).outline(tmp_path))
     fresh.load_state_dict(result.network.state_dict(), strict=True)

@@ -19,6 +19,7 @@ from torchvision.models import swin_t, vgg19_bn, vit_b_16
 
 from cl_runner.adapters import PEFT, CoDyRA, ConvLoRA, ConvLoRACP, DCLoRA, DyLoRA, Hybrid, LoRA, Placement
 from cl_runner.adapters.adapter import Adapter
+from cl_runner.backbones.transformers import Transformers
 from cl_runner.errors import RequestError
 
 
@@ -105,8 +106,8 @@ def begun_rows(adapter: Adapter) -> list[int]:
 
 
 def gpt2() -> nn.Module:
-    """GPT-2 of 124 M parameters."""
-    return transformers.GPT2LMHeadModel(transformers.GPT2Config())
+    """GPT-2 of 124 M parameters, from the configuration that ships with the package."""
+    return Transformers(name="gpt2").build_language_model()
 
 
 C_ATTN = Placement(pattern=r"\.c_attn$")
@@ -203,9 +204,17 @@ SWIN = dict.fromkeys(("q", "k", "v", "o"), swin_blocks(lambda width: (width, wid
 }
 CLIP = {role: in_blocks(768, 12)[role] + in_blocks(512, 12)[role] for role in in_blocks(768, 12)}
 BASE = in_blocks(768, 12)
+LLAMA = in_blocks(256, 3) | {  # two heads of 128; gate and up go in, 2.6875 times as wide as in the published model
+    "mlp_in": [(688, 256)] * 6,
+    "mlp_out": [(256, 688)] * 3,
+}
 NETWORKS = {
     "open_clip ViT-B-16": (clip, CLIP),
     "gpt2": (gpt2, in_blocks(768, 12, conv1d=True)),
+    "transformers llama": (
+        lambda: Transformers(name="meta-llama/Llama-2-7b-hf", layers=3, width=256).build_language_model(),
+        LLAMA,
+    ),
     "torchvision vit_b_16": (vit_b_16, BASE),
     "torchvision swin_t": (swin_t, SWIN),
     "timm vit_tiny": (lambda: timm.create_model("vit_tiny_patch16_224"), in_blocks(192, 12)),

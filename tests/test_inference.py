@@ -17,10 +17,10 @@ from sklearn.neighbors import NearestCentroid
 from torch import nn
 
 from cl_runner.adapters import PerTaskAdapter
-from cl_runner.modalities.images import build_network
 from cl_runner.backbones.inference import TaskInference, largest_output, lowest_entropy, nearest_prototype
 from cl_runner.benchmarks.classes import SplitDigits
 from cl_runner.errors import RequestError
+from cl_runner.modalities.images import build_network
 
 # ------------------------------------------------------------------------------------------------ the rules
 

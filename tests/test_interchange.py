@@ -28,6 +28,8 @@ from cl_runner.adapters import (
     load_peft,
     save_peft,
 )
+from cl_runner.backbones.generation import greedy
+from cl_runner.backbones.transformers import Transformers
 from cl_runner.errors import RequestError
 
 pytestmark = pytest.mark.filterwarnings(
@@ -147,7 +149,7 @@ NETWORKS = {  # how to make it, our placement, PEFT's layers
     "mixed": (mixed, Placement(), ["conv1", "layer1.conv1", "fc", "out"]),
     "one-of-two": (mixed, Placement(names=["conv1", "fc"]), ["^conv1$|^fc$"]),
     "c_attn": (gpt2, Placement(pattern="c_attn"), ["c_attn"]),
-    "conv1d-and-linear": (gpt2, Placement(pattern="c_attn|c_proj|lm_head"), ["c_attn", "c_proj", "lm_head"]),
+    "conv1d-and-linear": (gpt2, Placement(pattern="c_attn|c_proj|lm_head", head=True), ["c_attn", "c_proj", "lm_head"]),
 }
 
 
@@ -284,6 +286,70 @@ def test_convlora_s_linear_layers_are_lora(tmp_path):
     save_peft(adapter, tmp_path)
     theirs = peft.PeftModel.from_pretrained(mixed(), str(tmp_path))
     torch.testing.assert_close(answer(theirs), answer(model), rtol=0, atol=1e-9)
+
+
+# ----------------------------------------------------------------------------------------------- texts
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (LoRA, {"rank": 4, "alpha": 6}),
+        (DyLoRA, {"rank": 4, "alpha": 6, "eval_rank": 2}),
+        (DCLoRA, {"rank": 3}),
+        (Hybrid, {"rank": 3, "alpha": 2}),
+        (CoDyRA, {"rank": 3}),  # before its task ends: afterwards its factors are part of the weights
+    ],
+    ids=lambda item: item.__name__ if isinstance(item, type) else "",
+)
+@pytest.mark.parametrize(("name", "placement"), [("gpt2", "c_attn"), ("gpt2", "."), ("llama", "_proj$")])
+def test_peft_generates_the_text_that_we_generate(name, placement, kind, options, tmp_path):
+    def make() -> nn.Module:
+        torch.manual_seed(0)
+        wide = {"initializer_range": 0.3, "num_attention_heads": 4}
+        recipe = Transformers(name=name, layers=2, width=32, tokenizer="bytes", options=wide)
+        return recipe.build_language_model().double()
+
+    def generated(model: nn.Module, prompt: torch.Tensor) -> list[int]:
+        whole = model.generate(
+            input_ids=prompt[None], attention_mask=torch.ones_like(prompt)[None], max_new_tokens=12, do_sample=False,
+            eos_token_id=1, pad_token_id=0,
+        )  # fmt: skip
+        return [item for item in whole[0, len(prompt) :].tolist() if item != 1]
+
+    draws = torch.Generator().manual_seed(1)
+    prompts = [torch.randint(3, 259, (length,), generator=draws) for length in (2, 7, 4)]
+    model = make()
+    before = greedy(model, prompts, most=12, eos=1, pad=0)
+    adapter = kind(**options, base="frozen")
+    adapter.attach(model, Placement(pattern=placement))
+    adapter.begin_task(0)
+    fill(adapter)
+    save_peft(adapter, tmp_path)
+    theirs = peft.PeftModel.from_pretrained(make(), str(tmp_path)).eval()
+    ours = greedy(model, prompts, most=12, eos=1, pad=0)
+    assert ours == [generated(theirs, prompt) for prompt in prompts]
+    assert all(mine != base for mine, base in zip(ours, before, strict=True))
+    assert all(mine for mine in ours)
+
+
+def test_files_read_over_a_half_base_stay_in_full_precision(tmp_path):
+    adapters = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        model = Transformers(
+            name="gpt2", layers=2, width=32, tokenizer="bytes", dtype="bfloat16"
+        ).build_language_model()
+        adapter = LoRA(rank=2, base="frozen")
+        adapter.attach(model, "linears")
+        adapter.begin_task(0)
+        adapters.append(adapter)
+    fill(adapters[0])
+    save_peft(adapters[0], tmp_path)
+    load_peft(adapters[1], tmp_path)
+    for name, (_, delta) in adapters[1].deltas_of(0).items():
+        _, first = adapters[0].deltas_of(0)[name]
+        assert delta.A.dtype == torch.float32 and torch.equal(delta.A, first.A) and torch.equal(delta.B, first.B)
 
 
 # ---------------------------------------------------------------------------------------------- refusals

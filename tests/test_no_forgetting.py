@@ -8,8 +8,8 @@ from avalanche.training.plugins import EWCPlugin
 from runs_helpers import Watch, settled, small_run, watch_assembly
 from safetensors.torch import load_file, save_file
 
-from cl_runner.modalities.images import build_network
 from cl_runner.benchmarks.classes import SplitDigits
+from cl_runner.modalities.images import build_network
 from cl_runner.training.task_aware import TaskAwareNetwork
 
 

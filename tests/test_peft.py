@@ -15,12 +15,12 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from cl_runner.adapters import PEFT, Placement
-from cl_runner.modalities.images import build_network
 from cl_runner.backbones.network import Network
 from cl_runner.cli import execute
 from cl_runner.config.checks import build, settle
 from cl_runner.config.compose import compose
 from cl_runner.errors import RequestError
+from cl_runner.modalities.images import build_network
 
 ALL = ["conv1", "conv2", "hidden"]
 # method -> (options, layers, numbers of one set, rank). As matrices the weights are 6 x 27, 8 x 54 and 10 x 32.

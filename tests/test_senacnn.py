@@ -15,12 +15,12 @@ from torch import nn
 from torchvision.models import VisionTransformer
 
 from cl_runner.adapters import SenaCNN
-from cl_runner.modalities.images import build_network
 from cl_runner.backbones.network import Network
 from cl_runner.benchmarks.classes import SplitDigits
 from cl_runner.config.checks import settle
 from cl_runner.config.compose import compose
 from cl_runner.errors import RequestError
+from cl_runner.modalities.images import build_network
 from cl_runner.training.account import layer_rows, parameter_row
 from cl_runner.training.task_aware import TaskAwareNetwork
 

@@ -98,9 +98,15 @@ class CoDyRA(DeltaAdapter):
         super().end_task()
 
     def _absorb(self, site: Site, which: str) -> float | None:
-        """Adds a set to the weight itself and drops it; returns ||DeltaW||_F, None without real weights."""
+        """Adds a set to the weight itself and drops it; returns ||DeltaW||_F, None without real weights.
+
+        A weight in half precision takes the sum rounded once; what is reported is what arrived.
+        """
         delta: Tensor = site.deltas[which]().detach()
+        before = None if delta.dtype == site.base_weight.dtype else site.base_weight.detach().to(delta.dtype)
         add_to(site, delta)
+        if before is not None:
+            delta = site.base_weight.detach().to(delta.dtype) - before
         del site.deltas[which]
         site.active = None
         if delta.is_meta:
@@ -123,7 +129,7 @@ class GatedFactors(LoRAFactors):
 
     def __init__(self, weight: Tensor, rank: int) -> None:
         super().__init__(weight, rank, scaling=1.0)
-        self.g = nn.Parameter(torch.randn(rank, device=weight.device, dtype=weight.dtype))
+        self.g = nn.Parameter(torch.randn(rank, device=weight.device, dtype=self.A.dtype))
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """(B diag(g), A), flat."""

@@ -30,27 +30,51 @@ def linear(
         weight: W, (d_out, d_in).
         bias: (d_out,) or None.
         delta: low-rank; its dropout, where it has one, acts on the low-rank path in training.
-        compute: two_path, merged, or auto.
+        compute: two_path, merged, or auto: the cheaper one, and two paths over a weight in half precision, whose
+            few bits would swallow a small delta.
         transposed: the layer keeps W as (d_in, d_out) and multiplies with that, as Conv1D does; bit for bit the same.
     """
     left, right = delta.factors()
     drops = delta.training and delta.dropout > 0
     learns = torch.is_grad_enabled() and (left.requires_grad or right.requires_grad)
-    if compute == AUTO:
+    finer = left.dtype != weight.dtype
+    if compute == AUTO and finer:
+        compute = TWO_PATH
+    elif compute == AUTO:
         rows = x.numel() // max(1, x.shape[-1])
         two_path, merged = costs(rows, weight.shape[1], weight.shape[0], right.shape[0], training=learns)
         compute = TWO_PATH if two_path <= merged else MERGED
     if drops or compute == TWO_PATH:
-        low = functional.dropout(x, delta.dropout) if drops else x
-        return plain(x, weight, bias, transposed) + functional.linear(functional.linear(low, right), left)
+        return plain(x, weight, bias, transposed) + low_rank(x, delta, left, right)
+    if finer and not autocasts(x):
+        left, right = left.to(weight.dtype), right.to(weight.dtype)
     if not learns or weight.requires_grad:
         return plain(x, merge(weight, left, right, transposed), bias, transposed)
-    if torch.is_autocast_enabled(x.device.type):  # a backward pass runs outside autocast: one type from here on
+    if autocasts(x):  # a backward pass runs outside autocast: one type from here on
         kind = torch.get_autocast_dtype(x.device.type)
         x, left, right = x.to(kind), left.to(kind), right.to(kind)
         bias = None if bias is None else bias.to(kind)
     y: Tensor = MergedLinear.apply(x, weight, bias, left, right, transposed)  # type: ignore[no-untyped-call]
     return y
+
+
+def autocasts(x: Tensor) -> bool:
+    """Whether operations on ``x`` choose their type themselves; the meta device has no such thing."""
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
+
+
+def low_rank(x: Tensor, delta: LowRank, left: Tensor, right: Tensor) -> Tensor:
+    """x R^T L^T, with the delta's dropout in training; outside autocast computed in the factors' type.
+
+    Args:
+        x: (..., d_in).
+        delta: whose dropout counts.
+        left, right: its factors (d_out, r) and (r, d_in).
+    """
+    low = functional.dropout(x, delta.dropout) if delta.training and delta.dropout > 0 else x
+    if autocasts(x):
+        return functional.linear(functional.linear(low, right), left)
+    return functional.linear(functional.linear(low.to(right.dtype), right), left).to(x.dtype)
 
 
 def plain(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
@@ -69,7 +93,7 @@ def merge(weight: Tensor, left: Tensor, right: Tensor, transposed: bool) -> Tens
     """
     if transposed:
         return merge(weight.t(), right.t(), left.t(), False).t()
-    if weight.dtype == left.dtype and not torch.is_autocast_enabled(weight.device.type):
+    if weight.dtype == left.dtype and not autocasts(weight):
         return torch.addmm(weight, left, right)
     return (weight + left @ right).to(left.dtype)
 

@@ -9,6 +9,11 @@ import torch
 from torch import Tensor, nn
 
 
+def factor_dtype(weight: Tensor) -> torch.dtype:
+    """The type in which factors learn: the weight's own, and float32 where that has too few bits for small steps."""
+    return torch.float32 if weight.dtype in (torch.bfloat16, torch.float16) else weight.dtype
+
+
 class Delta(nn.Module):
     """DeltaW of one weight: calling it gives DeltaW, rows first, in the shape of the layer's `base_weight`."""
 
@@ -43,7 +48,8 @@ class LoRAFactors(LowRank):
     """DeltaW = scaling * B A (Hu et al., ICLR 2022).
 
     For a linear layer A is (r, d_in) and B (d_out, r); for a convolution A is (r, c_in / groups, k_h, k_w) and B
-    (c_out, r, 1, 1), so that component i is (B[:, i], A[i]). A is Kaiming-uniform (a = sqrt 5), B zero.
+    (c_out, r, 1, 1), so that component i is (B[:, i], A[i]). A is Kaiming-uniform (a = sqrt 5), B zero. Over a weight
+    in half precision both are float32.
 
     Only the first `limit` components count; the others are masked, so that shapes stay the same.
 
@@ -56,7 +62,7 @@ class LoRAFactors(LowRank):
 
     def __init__(self, weight: Tensor, rank: int, scaling: float, dropout: float = 0.0) -> None:
         super().__init__()
-        like: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype}
+        like: dict[str, Any] = {"device": weight.device, "dtype": factor_dtype(weight)}
         self.A = nn.Parameter(torch.empty(rank, *weight.shape[1:], **like))
         self.B = nn.Parameter(torch.zeros(weight.shape[0], rank, *([1] * (weight.dim() - 2)), **like))
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))

@@ -81,7 +81,7 @@ class AdaptedLayer(Site):
         own = self._parameters["weight"]
         assert own is not None
         delta = self.current()
-        return own if delta is None else own + self.in_layout(delta())
+        return own if delta is None else (own + self.in_layout(delta())).to(own.dtype)
 
 
 class AdaptedLinear(AdaptedLayer, nn.Linear):  # type: ignore[misc,override]
@@ -142,14 +142,38 @@ class Packed(nn.Module):
             return own
         side = 1 if self.packed_transposed else 0  # in W's own memory order, so that DeltaW = 0 changes no bit
         parts = [
-            part if delta is None else part + (delta().t() if side else delta())
+            part if delta is None else (part + (delta().t() if side else delta())).to(own.dtype)
             for part, delta in zip(own.chunk(3, side), deltas, strict=True)
         ]
         return torch.cat(parts, side)
 
+    def finer(self) -> list[tuple[int, LowRank]]:
+        """Slices whose factors have more bits than the weight, which would swallow them: they take a path apart."""
+        slices: list[Any] = [self._modules.get(piece) for piece in PIECES]
+        deltas = [None if piece is None else piece.current() for piece in slices]
+        kind = self.packed_rows().dtype
+        return [
+            (place, delta)
+            for place, delta in enumerate(deltas)
+            if isinstance(delta, LowRank) and next(delta.parameters()).dtype != kind
+        ]
+
+    def two_path(self, x: Tensor, bias: Tensor | None, slices: list[tuple[int, LowRank]]) -> Tensor:
+        """x W^T + b, and for each of these slices the low-rank path onto its own third of the outputs."""
+        whole = compute.plain(x, self.packed_rows(), bias, self.packed_transposed)
+        pieces = list(whole.chunk(3, -1))
+        for place, delta in slices:
+            pieces[place] = pieces[place] + compute.low_rank(x, delta, *delta.factors())
+        return torch.cat(pieces, -1)
+
 
 class SlicedLinear(Packed, nn.Linear):
     """A fused qkv layer with weight (3 d, d_in), adapted slice by slice."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (W + DeltaW)^T + b."""
+        slices = self.finer()
+        return self.two_path(x, self.bias, slices) if slices else super().forward(x)
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
@@ -188,6 +212,13 @@ def conv1d_classes(kind: type[nn.Module]) -> tuple[type[AdaptedLayer], type[Pack
         """Fused Conv1D with weight (d_in, 3 d), adapted slice by slice."""
 
         packed_transposed = True
+
+        def forward(self, x: Tensor) -> Tensor:
+            slices = self.finer()
+            if slices:
+                return self.two_path(x, self.bias, slices)  # type: ignore[arg-type]
+            y: Tensor = super().forward(x)
+            return y
 
         @property
         def weight(self) -> Tensor:

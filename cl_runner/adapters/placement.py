@@ -54,7 +54,7 @@ class Placement:
         part: all of them, the first half or the last half (of n layers the first has n // 2).
         pattern: a regular expression searched in each layer's name.
         names: the layers, by name.
-        head: the classifier is a candidate too, under its own name.
+        head: the classifier is a candidate too, under its own name; so is a language model's output embedding.
 
     Raises:
         RequestError: nothing matches, a name is unknown, or the pattern is no regular expression.
@@ -89,6 +89,7 @@ class Placement:
 
     def candidates(self, model: nn.Module) -> dict[str, Candidate]:
         """Every layer that could be chosen, by name; the head under the name of the classifier it replaced."""
+        outputs = getattr(model, "get_output_embeddings", lambda: None)()  # a language model's head
         found: dict[str, Candidate] = {}
         inside_heads: list[str] = []
         for name, module in model.named_modules():
@@ -96,7 +97,7 @@ class Placement:
                 inside_heads.append(name + ".")
                 if self.head:
                     found[name] = Candidate(_kind(module.classifier(0)), None)
-            elif not name.startswith(tuple(inside_heads)):
+            elif not name.startswith(tuple(inside_heads)) and (module is not outputs or self.head):
                 found |= self._of_module(name, module)
         return found
 

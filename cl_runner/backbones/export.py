@@ -1,29 +1,37 @@
-"""A trained network's weights as a file that `backbone.pretrained` loads."""
+"""A trained network's weights as a file, or for a language model a folder, that `backbone.pretrained` loads."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cl_runner.backbones.clip import CLIPClassifier
 from cl_runner.backbones.heads import Head
-from cl_runner.backbones.network import Network
+from cl_runner.backbones.routing import TaskNetwork
 from cl_runner.errors import RequestError
 
 SUFFIX = ".safetensors"
+IN_FOLDER = f"model{SUFFIX}"  # what transformers looks for
 
 
-def check_export(path: str | Path, network: Network) -> Path:
+def check_export(path: str | Path, network: TaskNetwork) -> Path:
     """Returns where weights are to go, before any work is done.
+
+    A language model may go into a folder, which has no ending, as ``save_pretrained`` of transformers lays it out.
 
     Raises:
         RequestError: the name has another ending, the folder cannot be made, or no one set of weights is the network.
     """
     file = Path(path).expanduser()
-    if file.suffix != SUFFIX:
-        raise RequestError(f"export={path}: weights are written as {SUFFIX}", f"for example export=weights{SUFFIX}")
+    if file.suffix != SUFFIX and (file.suffix or not network.reads_text):
+        raise RequestError(
+            f"export={path}: weights are written as {SUFFIX}",
+            f"for example export=weights{SUFFIX}" + (", or a folder without an ending" if network.reads_text else ""),
+        )
     if network.per_task:
         raise RequestError(
             f"export={path}: adapter={network.adapter.label} keeps a set of weights for every task",
@@ -35,20 +43,26 @@ def check_export(path: str | Path, network: Network) -> Path:
             "use adapter=lora or another built-in method; cl_runner.adapters.interchange writes PEFT's own format",
         )
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        (file.parent if file.suffix else file).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RequestError(f"export={path}: cannot make its folder: {error}", "choose another place") from error
     return file
 
 
-def merged_state(network: Network) -> dict[str, Tensor]:
-    """The weights under their names in the backbone's library, deltas merged into them; copies, on the CPU."""
+def merged_state(network: TaskNetwork) -> dict[str, Tensor]:
+    """The weights under their names in the backbone's library, deltas merged into them; copies, on the CPU.
+
+    Of weights that a language model uses twice (its embedding and its output layer) the first name is kept.
+    """
     if network.adapter is not None:
         network.adapter.merge()
     root = network.backbone.clip if isinstance(network.backbone, CLIPClassifier) else network.backbone
     copied = [name for name, module in root.named_modules() if hasattr(module, "copies") and hasattr(module, "base")]
+    tied = _repeated(root) if network.reads_text else set()
     state = {}
     for name, item in root.state_dict().items():
+        if name in tied:
+            continue
         owner = next((one for one in copied if name.startswith(f"{one}.")), None)  # a module with copies for tasks
         if owner is not None:
             if not name.startswith(f"{owner}.base."):
@@ -58,27 +72,43 @@ def merged_state(network: Network) -> dict[str, Tensor]:
             state[name] = item.detach().cpu().clone()
     if network.adapter is not None:
         network.adapter.unmerge()
-    if isinstance(network.head, Head):
-        head = f"{network.classifier_name}.classifiers.0."
-        state = {name.replace(head, f"{network.classifier_name}."): item for name, item in state.items()}
+    if isinstance(getattr(network, "head", None), Head):
+        classifier = str(network.classifier_name)
+        head = f"{classifier}.classifiers.0."
+        state = {name.replace(head, f"{classifier}."): item for name, item in state.items()}
     return {name: item.contiguous() for name, item in state.items()}
 
 
-def save_weights(network: Network, path: str | Path) -> Path:
-    """Writes `merged_state` as safetensors, under a temporary name first."""
+def save_weights(network: TaskNetwork, path: str | Path) -> Path:
+    """Writes `merged_state` as safetensors, under a temporary name first; returns the file or folder.
+
+    Raises:
+        RequestError: see `check_export`, or the place cannot be written to.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    file = check_export(path, network)
+    place = check_export(path, network)
+    file = place if place.suffix else place / IN_FOLDER
     part = file.with_name(file.name + ".part")
+    metadata: Any = getattr(network.backbone, "metadata", None)
     with torch.no_grad():
         state = merged_state(network)
     try:
-        save_file(state, part, metadata=getattr(network.backbone, "metadata", None))
+        if file != place:
+            configuration = json.loads(metadata["configuration"])
+            (place / "config.json").write_text(json.dumps(configuration, indent=2) + "\n", encoding="utf-8")
+        save_file(state, part, metadata=metadata)
         part.replace(file)
     except (OSError, SafetensorError) as error:
         part.unlink(missing_ok=True)
         raise RequestError(
             f"export={path}: cannot be written: {error}", "make room, or choose another place"
         ) from error
-    return file
+    return place
+
+
+def _repeated(root: nn.Module) -> set[str]:
+    """Further names of parameters that have one already."""
+    first = {name for name, _ in root.named_parameters()}
+    return {name for name, _ in root.named_parameters(remove_duplicate=False)} - first

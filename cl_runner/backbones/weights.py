@@ -121,12 +121,12 @@ def load_state(network: nn.Module, state: dict[str, Tensor], classifier: str, so
         hint = "the file is of another network"
         if first is not None and shapes[0].startswith(f"{first}."):
             hint += ", or was trained with another backbone.stem (original or small)"
-        raise RequestError(f"backbone.pretrained={source}: {_few(shapes)}", hint)
+        raise RequestError(f"backbone.pretrained={source}: {few(shapes)}", hint)
     missing, unexpected = _load(network, state, source)
     # Files from before 2018 lack BatchNorm's step counters, which evaluation and momentum do not use.
     missing = [key for key in missing if key not in skipped and not key.endswith("num_batches_tracked")]
     if missing or unexpected:
-        found = [f"missing {_few(missing)}"] * bool(missing) + [f"unexpected {_few(unexpected)}"] * bool(unexpected)
+        found = [f"missing {few(missing)}"] * bool(missing) + [f"unexpected {few(unexpected)}"] * bool(unexpected)
         raise RequestError(f"backbone.pretrained={source}: {'; '.join(found)}", "the file is of another network")
 
 
@@ -171,5 +171,6 @@ def _shape(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "a scalar"
 
 
-def _few(items: list[str], limit: int = 3) -> str:
+def few(items: list[str], limit: int = 3) -> str:
+    """The first of several names, and how many more there are."""
     return ", ".join(items[:limit]) + (f" and {len(items) - limit} more" if len(items) > limit else "")
