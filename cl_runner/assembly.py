@@ -58,6 +58,12 @@ def notes(recipe: Strategy, network: TaskNetwork) -> list[str]:
     """What the user should know about this combination before it runs."""
     adapter = network.adapter
     found = list(adapter.warnings)
+    sets = network.n_tasks - (getattr(adapter, "base", None) == "first_task")
+    if sets < adapter.acts_from_set:
+        found.append(
+            f"adapter={adapter.label} holds on to the set of the task before, and in {network.n_tasks} tasks with "
+            f"adapter.base={adapter.base} there is none; adapter.base=frozen gives every task one"  # type: ignore[attr-defined]
+        )
     if recipe.whole_stream and getattr(adapter, "base", None) == "first_task":
         found.append(
             "the base learns the whole stream at once, and the adapter nothing; adapter.base=frozen trains the adapter"
@@ -91,6 +97,8 @@ def build_strategy(
         criterion=modality.criterion(network),
     )
     network.mixes_tasks = recipe.mixes_tasks
+    _check_schedule(network, recipe, workshop)
+    _check_protection(network, recipe)
     if recipe.needs_classes and network.reads_text:
         raise RequestError(
             f"strategy={type(recipe).__name__.lower()} works on scores or features of classes, and a language model "
@@ -130,6 +138,49 @@ def task_epochs(config: DictConfig, stream: TaskStream, recipe: Strategy) -> tup
             "one number of epochs for each task, or trainer.epochs for all",
         )
     return tuple(trainer.task_epochs)
+
+
+def _check_schedule(network: TaskNetwork, recipe: Strategy, workshop: Workshop) -> None:
+    """Refuses a rank schedule that no task follows to its end."""
+    adapter = network.adapter
+    schedule = list(getattr(adapter, "rank_schedule", ()))
+    if not schedule:
+        return
+    first = max(adapter.schedule_from, 1 + (adapter.base == "first_task"))
+    phases = 1 if recipe.whole_stream else workshop.n_tasks
+    if first > phases:
+        phase = "one phase for all tasks" if recipe.whole_stream else f"{phases} task{'s' * (phases > 1)}"
+        raise RequestError(
+            f"adapter.rank_schedule={schedule} begins with task {first}, and there is {phase}"
+            if phases == 1
+            else f"adapter.rank_schedule={schedule} begins with task {first}, and there are {phase}",
+            "a lower adapter.schedule_from (with adapter.base=frozen), or no schedule",
+        )
+    longest = max(workshop.epochs[first - 1 : phases])
+    if len(schedule) > longest:
+        raise RequestError(
+            f"adapter.rank_schedule={schedule} has {len(schedule)} epochs, and no task from task {first} on more than "
+            f"{longest}",
+            "give as many ranks as epochs at most",
+        )
+
+
+def _check_protection(network: TaskNetwork, recipe: Strategy) -> None:
+    """Refuses, for texts, what would protect nothing: there is no head that tasks share beside the adapter."""
+    adapter, strategy = network.adapter, type(recipe).__name__.lower()
+    if not network.reads_text or not recipe.protects:
+        return
+    if adapter.per_task:
+        raise RequestError(
+            f"strategy={strategy} with adapter={adapter.label}: every task has a set of its own, and nothing that an "
+            "earlier one learned ever changes",
+            "use strategy=naive, or adapter.sharing=shared",
+        )
+    if recipe.protects_weights and adapter.renews:
+        raise RequestError(
+            f"strategy={strategy} remembers values of weights, and adapter={adapter.label} trains new ones every task",
+            "use strategy=naive, replay or lwf, or adapter=lora",
+        )
 
 
 def _check_open(network: TaskNetwork) -> None:

@@ -138,6 +138,8 @@ def _export(config: DictConfig, network: TaskNetwork, recorder: Recorder) -> Non
         if config.export_adapter is not None:
             folder = Path(config.export_adapter).expanduser()
             save_peft(network.adapter, folder)
+            if not network.reads_text:
+                recorder.warning(f"{folder} holds the adapter alone, without the head; export=FILE has both, merged")
             recorder.log("exported", file=str(folder))
     except (RequestError, OSError) as error:
         recorder.warning(str(getattr(error, "text", error)).removeprefix("cl-run: ").strip())
@@ -182,7 +184,7 @@ def assemble(
         raise RequestError(
             f"benchmark.validation_fraction={config.benchmark.get('validation_fraction')} leaves nothing to validate "
             f"{empty[0]} on, which trainer.patience or scheduler=plateau watches",
-            "use more training images (benchmark.per_class), or neither of the two",
+            "use more training data (benchmark.per_class, shots or n_train), or neither of the two",
         )
     modality = modality or modality_of(config)
     monitor = TrainingMonitor(

@@ -563,6 +563,96 @@ def test_images_do_not_go_to_a_language_model():
         run(compose(["backbone=gpt2", "quiet=true"]), experiment="test")
 
 
+NO_USE = {
+    "nothing to protect with a set per task": (
+        ("adapter=lora", "adapter.sharing=per_task", "adapter.base=frozen", "strategy=lwf"),
+        "every task has a set of its own",
+    ),
+    "nothing to remember of weights that are new": (("adapter=codyra", "strategy=ewc"), "trains new ones every task"),
+    "a schedule after the last task": (
+        ("adapter=dylora", "adapter.base=frozen", "adapter.rank_schedule=[4]", "adapter.schedule_from=3"),
+        "begins with task 3, and there are 2 tasks",
+    ),
+    "a schedule longer than the tasks that follow it": (
+        ("adapter=hybrid", "adapter.base=frozen", "adapter.rank_schedule=[8,4,2]", "trainer.task_epochs=[3,1]"),
+        "no task from task 2 on more than 1",
+    ),
+    "a schedule from the second task on, where there is one phase": (
+        ("adapter=hybrid", "adapter.base=frozen", "adapter.rank_schedule=[8]", "strategy=joint"),
+        "one phase for all tasks",
+    ),
+    "steps below bfloat16's spacing": (("adapter=none", "backbone.dtype=bfloat16"), "for a base that stands still"),
+    "the same for a base that learns the first task": (
+        ("adapter=lora", "backbone.dtype=bfloat16"),
+        "for a base that stands still",
+    ),
+    "an output layer that is the embedding too": (
+        ("adapter=lora", "adapter.base=frozen", "adapter.full=[lm_head]"),
+        "'lm_head' shares its weight with 'transformer.wte'",
+    ),
+    "factors over a base that has changed": (
+        ("adapter=lora", "export_adapter=factors"),
+        "adapter.base=first_task trains the base itself",
+    ),
+    "factors beside a layer that trains in full": (
+        ("adapter=lora", "adapter.base=frozen", "adapter.full=[transformer.ln_f]", "export_adapter=factors"),
+        r"full=\['transformer.ln_f'\] trains in full",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NO_USE)
+def test_what_would_do_nothing_is_refused(case, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    overrides, words = NO_USE[case]
+    with pytest.raises(RequestError, match=words):
+        quick(tmp_path, *overrides)
+
+
+def test_a_direction_with_nothing_before_it_is_said(tmp_path):
+    result = quick(tmp_path, "adapter=dclora")  # the base learns the first of two domains
+    said = [event["text"] for event in events(result.folder) if event["event"] == "warning"]
+    assert any("holds on to the set of the task before" in text for text in said)
+    result = quick(tmp_path, "adapter=dclora", "adapter.base=frozen")
+    assert not any("holds on" in str(event.get("text")) for event in events(result.folder))
+
+
+def test_the_validation_file_of_trace_can_stop_a_task(tmp_path):
+    write_trace(tmp_path / "trace", n_train=4, n_eval=3, n_test=2, tasks=["FOMC"])
+    result = text_run(
+        tmp_path,
+        "benchmark.domains=[FOMC]",
+        "benchmark.validation_split=true",
+        "benchmark.prompt_length=64",
+        "benchmark.answer_length=4",
+        "trainer.patience=1",
+        "trainer.epochs=30",
+        "optimizer.lr=0.1",
+        "evaluate=last",
+        "adapter=none",
+        stream="trace",
+    )
+    assert int(table(result.folder / "parameters.csv")[0]["epochs"]) < 30
+
+
+def test_a_folder_says_itself_what_network_it_is_of(tmp_path):
+    tiny(vocab_size=259, n_positions=64).save_pretrained(tmp_path / "base")
+    given = [item for item in typed(tmp_path) if not item.startswith("backbone")]
+    write_reviews(tmp_path)
+    small = [
+        "benchmark.length=16",
+        "benchmark.n_train=8",
+        "benchmark.n_test=4",
+        "adapter=lora",
+        "backbone.tokenizer=bytes",
+    ]
+    given += ["backbone=transformers", f"backbone.pretrained={tmp_path}/base", *small, f"output_root={tmp_path}/runs"]
+    result = run(compose(given), experiment="test", overrides=given)
+    assert result.network.backbone.config.n_layer == 2
+    with pytest.raises(RequestError, match="backbone.name is empty\nname a network, for example backbone.name=gpt2"):
+        settle(compose([item for item in given if "pretrained" not in item]))
+
+
 BAD_FILES = {
     "empty": (b"", "empty|no text"),
     "not json": (b'{"text": "a good film"}\nnot json\n', "line 2"),

@@ -63,6 +63,8 @@ class Adapter(ABC):
         keeps_last: whether a task must end with its last weights: its training has a course of its own, which going
             back to the epoch with the best validation loss, or stopping early, would undo.
         takes_text: whether it can adapt a language model.
+        renews: whether every task trains new parameters, those before it being part of the weights by then.
+        acts_from_set: the first set, from 1, at which the method differs from its base class.
     """
 
     per_task: bool = False
@@ -72,6 +74,8 @@ class Adapter(ABC):
     resizes: bool = False
     keeps_last: bool = False
     takes_text: bool = True
+    renews: bool = False
+    acts_from_set: int = 1
     model: nn.Module
 
     @property

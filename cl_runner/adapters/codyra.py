@@ -36,6 +36,7 @@ class CoDyRA(DeltaAdapter):
     models with dynamic rank-selective LoRA", 2024.
     """
 
+    renews = True
     keeps_last = True  # the threshold rises towards the end: an earlier epoch has hardly been pruned
 
     def __init__(

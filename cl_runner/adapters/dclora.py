@@ -21,6 +21,7 @@ class KeepsDirection(LoRA):
     """
 
     lambda_dc: float
+    acts_from_set = 2
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)

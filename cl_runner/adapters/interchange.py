@@ -85,6 +85,16 @@ def check_savable(adapter: Adapter, folder: Path | str) -> None:
         raise RequestError(f"{key}: adapter={name} has no LoRA factors", hint)
     if adapter.per_task:
         raise RequestError(f"{key}: adapter={name} keeps a set of factors for every task", hint)
+    if adapter.base == "first_task":
+        raise RequestError(
+            f"{key}: adapter.base=first_task trains the base itself, which PEFT's files do not hold",
+            "use adapter.base=frozen, or export=FILE for the merged weights",
+        )
+    if adapter.full:
+        raise RequestError(
+            f"{key}: adapter.full={list(adapter.full)} trains in full, which PEFT's files do not hold",
+            "use adapter.full=[], or export=FILE for the merged weights",
+        )
     try:
         Path(folder).expanduser().mkdir(parents=True, exist_ok=True)
     except OSError as error:

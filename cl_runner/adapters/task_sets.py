@@ -167,7 +167,19 @@ def full_modules(root: nn.Module, wanted_names: Sequence[str]) -> list[str]:
             )
             raise RequestError(f"adapter.full: there is no module '{wanted}' with parameters", nearest(wanted, known))
         names += _without_head(wanted, modules[wanted])
+        _refuse_shared(root, wanted)
     return [name for name in dict.fromkeys(names) if not any(name.startswith(f"{other}.") for other in names)]
+
+
+def _refuse_shared(root: nn.Module, wanted: str) -> None:
+    """Raises RequestError where a parameter of the module is that of a module outside too."""
+    own = {id(item) for item in root.get_submodule(wanted).parameters()}
+    for name, parameter in root.named_parameters(remove_duplicate=False):
+        if id(parameter) in own and not name.startswith(f"{wanted}."):
+            raise RequestError(
+                f"adapter.full: '{wanted}' shares its weight with '{name.rpartition('.')[0]}', which would train too",
+                "leave it out, or untie the two (backbone.options.tie_word_embeddings=false)",
+            )
 
 
 def keeps_statistics(module: nn.Module) -> bool:

@@ -183,7 +183,7 @@ def _check_together(config: DictConfig) -> None:
     """Refuses keys that exclude one another."""
     check_objective(config.objective)
     trainer, benchmark, scheduler = config.trainer, config.benchmark, config.scheduler
-    validated = float(benchmark.get("validation_fraction") or 0.0) > 0
+    validated = float(benchmark.get("validation_fraction") or 0.0) > 0 or bool(benchmark.get("validation_split"))
     schedule = str(scheduler._target_).rpartition(".")[2]
     if not validated and (trainer.patience is not None or schedule == "Plateau"):
         key = "trainer.patience" if trainer.patience is not None else "scheduler=plateau"
@@ -210,8 +210,11 @@ def _check_together(config: DictConfig) -> None:
             "task",
             "choose milestones below the number of epochs",
         )
-    if not config.backbone.get("name", "given") and not config.backbone.get("config"):
-        raise RequestError("backbone.name is empty", "name a network, for example backbone.name=resnet20_cifar10")
+    backbone = config.backbone
+    in_files = "tokenizer" in backbone and isinstance(backbone.pretrained, str)  # which say what network they are of
+    if not backbone.get("name", "given") and not backbone.get("config") and not in_files:
+        example = "gpt2" if "tokenizer" in backbone else "resnet20_cifar10"
+        raise RequestError("backbone.name is empty", f"name a network, for example backbone.name={example}")
     if not str(config.output_root).strip():
         raise RequestError("output_root is empty", "name a folder, for example output_root=outputs")
     placement = config.placement

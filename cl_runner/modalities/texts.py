@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from cl_runner.training.token_lane import TokenLane
     from cl_runner.training.token_meter import TokenMeter
 
-LENGTHS = {False: ("benchmark.length",), True: ("benchmark.prompt_length", "benchmark.answer_length")}
+LENGTHS = ("length", "prompt_length", "answer_length")
 LOGIT_BYTES = 1 << 30  # of the logits of a batch that is evaluated
 
 
@@ -53,11 +53,13 @@ class Texts(Modality):
         self._metrics = outline.metrics
         positions = self.backbone.positions()
         if positions is not None and outline.length > positions:
+            keys = [f"benchmark.{key}" for key in LENGTHS if key in self.config.benchmark]
             raise RequestError(
                 f"benchmark: sequences of {outline.length} tokens, and backbone={self.backbone.name} has {positions} "
                 "positions",
-                f"make {' and '.join(LENGTHS[outline.answer_length is not None])} at most {positions}"
-                + (" together" if outline.answer_length is not None else ""),
+                f"at most {positions} by {' or '.join(keys)} (a prompt and its answer together)"
+                if len(keys) > 1
+                else f"at most {positions} by {keys[0]}",
             )
         return benchmark, outline
 
@@ -86,6 +88,7 @@ class Texts(Modality):
         placement = OmegaConf.to_container(self.config.placement)
         assert isinstance(placement, dict)
         adapter.attach(network, Placement(**placement))  # type: ignore[arg-type]
+        self._check_precision(adapter)
         return network
 
     def given(self) -> dict[str, Any]:
@@ -144,6 +147,15 @@ class Texts(Modality):
             "benchmark": f"{len(stream)} domains of texts, at most {texts.length} tokens each, {known}",
             "backbone": f"{network.base_parameters:,} parameters, {_vocabulary(network):,} tokens",
         }
+
+    def _check_precision(self, adapter: Adapter) -> None:
+        """Refuses training weights that are held in bfloat16: most steps are smaller than its spacing."""
+        trains = getattr(adapter, "base", "all") != "frozen" or getattr(adapter, "full", ())
+        if trains and self.config.backbone.get("dtype") == "bfloat16":
+            raise RequestError(
+                "backbone.dtype=bfloat16 is for a base that stands still, and here weights of the base train",
+                "use adapter=lora or another with adapter.base=frozen and adapter.full=[], or backbone.dtype=float32",
+            )
 
     def _check(self, adapter: Adapter, outline: TaskStream) -> None:
         """Refuses sets of which nothing says which one a text belongs to."""

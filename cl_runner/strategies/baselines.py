@@ -16,6 +16,7 @@ class Cumulative(Strategy):
     """At task t, training on the data of tasks 1 .. t."""
 
     template = "LaneCumulative"
+    protects = True
     revisits = True
     mixes_tasks = True
 

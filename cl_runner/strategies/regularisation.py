@@ -18,6 +18,9 @@ class EWC(Strategy):
         decay_factor: of the online variant.
     """
 
+    protects = True
+    protects_weights = True
+
     def __init__(self, *, ewc_lambda: float = 100.0, variant: str = "separate", decay_factor: float = 0.9) -> None:
         self.ewc_lambda, self.variant, self.decay_factor = ewc_lambda, variant, decay_factor
 
@@ -46,6 +49,7 @@ class LwF(Strategy):
         temperature: of its softmax.
     """
 
+    protects = True
     mixes_tasks = True
 
     def __init__(self, *, alpha: float = 1.0, temperature: float = 2.0) -> None:
@@ -70,6 +74,9 @@ class SI(Strategy):
         si_lambda: strength of the penalty.
         eps: damping of the importance.
     """
+
+    protects = True
+    protects_weights = True
 
     def __init__(self, *, si_lambda: float = 1.0, eps: float = 1e-3) -> None:
         self.si_lambda, self.eps = si_lambda, eps

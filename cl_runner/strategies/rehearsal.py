@@ -20,6 +20,7 @@ class Replay(Strategy):
         batch_size_mem: stored samples in a batch; None: as many as new ones.
     """
 
+    protects = True
     mixes_tasks = True
 
     def __init__(self, *, mem_size: int = 500, batch_size_mem: int | None = None) -> None:
@@ -40,6 +41,7 @@ class GEM(Strategy):
         memory_strength: gamma of the paper.
     """
 
+    protects = True
     mixes_tasks = True
 
     def __init__(self, *, mem_size: int = 500, memory_strength: float = 0.5) -> None:
@@ -60,6 +62,7 @@ class AGEM(Strategy):
         sample_size: stored samples whose gradient is the reference of a step.
     """
 
+    protects = True
     mixes_tasks = True
 
     def __init__(self, *, mem_size: int = 500, sample_size: int = 64) -> None:

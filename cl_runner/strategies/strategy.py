@@ -82,6 +82,8 @@ class Strategy:
         exports: whether the network's weights are all that answers, so that they can be written to a file and used
             without the strategy.
         needs_classes: works on class scores, class features or prompts, which a language model does not have.
+        protects: keeps what earlier tasks learned from changing, or trains on their data again.
+        protects_weights: does so by remembering values of weights.
     """
 
     template: str = "LaneStrategy"
@@ -94,6 +96,8 @@ class Strategy:
     mixes_tasks: bool = False
     exports: bool = True
     needs_classes: bool = False
+    protects_weights: bool = False
+    protects: bool = False
 
     def check(self, adapter: Adapter, workshop: Workshop) -> None:
         """Raises RequestError where this strategy cannot work with the adapter, and says why."""
