@@ -26,5 +26,10 @@ if [ ! -f "$weights" ]; then
 fi
 
 study=(-m +experiment=hybrid_imdb_yelp_study "${common[@]}" "benchmark.root=$texts" "backbone.pretrained=$weights"
-       benchmark.n_train=600 benchmark.n_test=200 optimizer.lr=LR launcher=joblib hydra.launcher.n_jobs=2)
+       benchmark.n_train=360 benchmark.n_test=120 optimizer.lr=5e-3 launcher=joblib hydra.launcher.n_jobs=2)
 cl-run "${study[@]}"
+# Without the schedule, and with an ordering penalty that counts in so short a training.
+cl-run "${study[@]}" adapter=dylora,hybrid "adapter.rank_schedule=[]" adapter.lambda_order=0.03 adapter.eval_ranks_at=last
+columns=delta_loss,retention,last_task_loss,adapter_parameters
+cl-report "$output/sweeps" --columns "$columns"
+cl-report "$output/sweeps" --plot rank_loss --out "$output/rank_loss.png"
