@@ -161,6 +161,111 @@ def test_long_texts_are_packed_or_refused(tmp_path):
     with pytest.raises(RequestError, match=r"train of mine: .*a\.txt, line 3: the text takes 18 tokens.*length=8"):
         domains_stream(tmp_path, domain, length=8, long_texts="refuse")
     assert domains_stream(tmp_path, domain, length=25, long_texts="refuse").store.longest == 25
+    trees.write_lines(tmp_path / "b.txt", ["test", "a test text that is too long for it"])
+    with pytest.raises(RequestError, match=r"test of mine: .*b\.txt, line 2: the text takes 35 tokens"):
+        domains_stream(tmp_path, domain, length=25, long_texts="refuse")
+
+
+PAIR = {"prompt": "12345678", "answer": "123"}
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "said"),
+    [
+        ([PAIR, PAIR | {"prompt": "123456789"}], [], r"train of mine: .*a\.jsonl, line 2: the prompt takes 10 tokens, "
+         r"more than benchmark\.prompt_length=9"),
+        ([PAIR, PAIR, PAIR | {"answer": "1234"}], [], r"train of mine: .*a\.jsonl, line 3: the answer takes 5 tokens, "
+         r"more than benchmark\.answer_length=4"),
+        ([PAIR, PAIR | {"answer": "1234"}, PAIR | {"prompt": "123456789"}], [], "line 2: the answer takes 5"),
+        ([PAIR, PAIR | {"prompt": "123456789", "answer": "1234"}], [], "line 2: the prompt takes 10"),
+        ([PAIR], [{"prompt": "1", "answer": "1234"}], r"test of mine: .*b\.jsonl, line 2: the answer takes 5"),
+    ],
+)  # fmt: skip
+def test_long_prompts_and_answers_are_refused_where_that_is_asked(tmp_path, train, test, said):
+    domain = [{"name": "mine", "train": "a.jsonl", "test": "b.jsonl"}]
+    trees.write_lines(tmp_path / "a.jsonl", train)
+    trees.write_lines(tmp_path / "b.jsonl", [{"prompt": "other", "answer": "x"}, *test])
+    lengths = {"prompt_length": 9, "answer_length": 4}
+    tokenizer = ByteTokenizer((250,))  # counts as a token of the prompt, as the eos does of the answer
+    with pytest.raises(RequestError, match=said) as refused:
+        domains_stream(tmp_path, domain, tokenizer, long_texts="refuse", **lengths)
+    assert "long_texts=truncate" in refused.value.hint and "pack" not in refused.value.hint
+    assert len(domains_stream(tmp_path, domain, tokenizer, **lengths).tasks[0].train) == len(train)
+    trees.write_lines(tmp_path / "a.jsonl", [PAIR])
+    trees.write_lines(tmp_path / "b.jsonl", [{"prompt": "other", "answer": "x"}])
+    fits = domains_stream(tmp_path, domain, tokenizer, long_texts="refuse", **lengths)
+    assert fits.store.longest == 9 + 4
+
+
+class Forgetful(ByteTokenizer):
+    """Makes nothing of dashes."""
+
+    name = "forgetful"
+
+    def encode(self, texts):
+        return super().encode([text.replace("-", "") for text in texts])
+
+
+@pytest.mark.parametrize("start", [(), (250,)])
+@pytest.mark.parametrize(
+    ("file", "pair", "part"),
+    [
+        ("a", {"prompt": "--", "answer": "yes"}, "prompt"),
+        ("a", {"prompt": "Why?", "answer": "-"}, "answer"),
+        ("b", {"prompt": "-", "answer": "-"}, "prompt"),
+    ],
+)
+def test_a_prompt_or_an_answer_without_a_token_is_refused_before_training(tmp_path, file, pair, part, start):
+    trees.write_lines(tmp_path / "a.jsonl", [{"prompt": "Who-?", "answer": "me"}])
+    trees.write_lines(tmp_path / "b.jsonl", [{"prompt": "When?", "answer": "now"}])
+    domain = [{"name": "mine", "train": "a.jsonl", "test": "b.jsonl"}]
+    assert len(domains_stream(tmp_path, domain, Forgetful(start)).store) == 2
+    content = (tmp_path / f"{file}.jsonl").read_text()
+    (tmp_path / f"{file}.jsonl").write_text(f"{content}\n{json.dumps(pair)}\n")
+    place = rf"{'train' if file == 'a' else 'test'} of mine: .*{file}\.jsonl, line 3"
+    for _ in range(2):  # from the file, then from the cache
+        with pytest.raises(RequestError, match=rf"{place}: the {part} has no token: backbone\.tokenizer=forgetful"):
+            domains_stream(tmp_path, domain, Forgetful(start))
+
+
+def packed_stream(tmp_path, train, test, tokenizer=None, **options):
+    trees.write_lines(tmp_path / "a.txt", train)
+    trees.write_lines(tmp_path / "b.txt", test)
+    domain = [{"name": "mine", "train": "a.txt", "test": "b.txt"}]
+    return domains_stream(tmp_path, domain, tokenizer, length=8, long_texts="pack", **options)
+
+
+def test_a_packed_part_without_a_target_is_refused(tmp_path):
+    leaves = r"long_texts=pack: .*%s\.txt leaves mine at most one token for %s"
+    with pytest.raises(RequestError, match=leaves % ("a", "training")):
+        packed_stream(tmp_path, ["a test text", "x", "a test text"], ["a test text"])  # of three texts leaks leave one
+    with pytest.raises(RequestError, match=leaves % ("a", "training")):
+        packed_stream(tmp_path, ["x"], ["test"])
+    with pytest.raises(RequestError, match=leaves % ("b", "test")):
+        packed_stream(tmp_path, ["some text"], ["x"])
+    with pytest.raises(RequestError, match=leaves % ("a", "training")):
+        packed_stream(tmp_path, ["--"], ["test"], Forgetful())
+    assert len(packed_stream(tmp_path, ["x"], ["test"], ByteTokenizer((250,))).tasks[0].train) == 1
+    task = packed_stream(tmp_path, ["x", "y"], ["test"]).tasks[0]  # x, eos, y
+    assert task.train.store.counted(task.train.ids) == 2
+
+
+def test_a_packed_validation_part_without_a_target_is_dropped_with_a_note(tmp_path):
+    stream = packed_stream(tmp_path, ["x", "y", "z"], ["test"], validation_fraction=0.3)
+    assert stream.tasks[0].validation is None and len(stream.tasks[0].train) == 1
+    assert stream.notes[0].startswith("mine: validation texts of one token in all leave nothing to predict")
+    assert stream.notes[1].endswith("count as texts: training 2 into 1, test 1 into 1") and len(stream.notes) == 2
+    assert all(stream.store.counted(torch.tensor([index])) for index in range(len(stream.store)))
+
+
+def test_a_packed_domain_says_how_many_blocks_its_texts_became(tmp_path):
+    train = [f"a text of number {index}" for index in range(8)]  # 18 tokens each, and one between two
+    said = "mine: texts were packed into blocks of 8 tokens, which count as texts: "
+    stream = packed_stream(tmp_path, [*train, "test it"], ["test it"])
+    assert stream.tasks[0].n_train == 19 and len(stream.notes) == 2  # 8 * 18 + 7 = 151 tokens; the leak is none of them
+    assert stream.notes[1] == said + "training 8 into 19, test 1 into 1"
+    stream = packed_stream(tmp_path, train, ["test it"], validation_fraction=0.25)
+    assert stream.notes == (said + "training 6 into 15, validation 2 into 5, test 1 into 1",)  # 113, 37 and 7 tokens
 
 
 def test_of_a_long_prompt_the_end_is_kept_and_only_the_answer_counts(tmp_path):

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from omegaconf import DictConfig
 
 from cl_runner.config.adapters import KEEPS_LAST, PLACED_NOWHERE
 
 Idle = tuple[str, bool, str, str]
+TEXT, ANSWER = "text", "answer"
+TEXTS = "cl_runner.benchmarks.text."
+OWN_TEXTS = f"{TEXTS}streams.TextDomains"
 
 
 def idle_keys(config: DictConfig) -> list[Idle]:
@@ -66,7 +71,8 @@ def _of_adapter(config: DictConfig) -> list[Idle]:
 
 def _of_training(config: DictConfig) -> list[Idle]:
     benchmark, trainer = config.benchmark, config.trainer
-    validated = bool(benchmark.get("validation_fraction"))
+    by_split = bool(benchmark.get("validation_split"))
+    validated = by_split or bool(benchmark.get("validation_fraction"))
     validate = "set benchmark.validation_fraction=0.1"
     return [
         ("export", config.mode == "plan", "mode=plan trains no weights", "drop it"),
@@ -80,6 +86,12 @@ def _of_training(config: DictConfig) -> list[Idle]:
             "drop it",
         ),
         ("trainer.restore_best", not validated, "without a validation split no epoch is the best", validate),
+        (
+            "benchmark.validation_fraction",
+            by_split,
+            "benchmark.validation_split=true validates on a part that the files give",
+            "give one of the two",
+        ),
         (
             "benchmark.split_seed",
             "per_class" in benchmark and not validated and not benchmark.per_class,
@@ -137,15 +149,57 @@ def _of_domains(config: DictConfig) -> list[Idle]:
 
 
 def _of_texts(config: DictConfig) -> list[Idle]:
-    texts = "tokenizer" in config.backbone
+    benchmark = config.benchmark
+    held = _held(benchmark)
+    no_answers, no_texts = held == {TEXT}, held == {ANSWER}
     return [
         (
             "trainer.channels_last",
-            texts,
+            "tokenizer" in config.backbone,
             "a language model has no images whose channels could come last",
             "drop it",
         ),
+        (
+            "benchmark.split_seed",
+            str(benchmark._target_).startswith(TEXTS) and not _draws(benchmark),
+            "all texts of every file are used, and nothing is drawn",
+            "drop it, or set benchmark.n_train, n_test or validation_fraction",
+        ),
+        ("benchmark.prompt_length", no_answers, "every domain holds texts", "use benchmark.length"),
+        ("benchmark.answer_length", no_answers, "every domain holds texts", "use benchmark.length"),
+        (
+            "benchmark.length",
+            no_texts,
+            "every domain holds prompts with answers",
+            "use benchmark.prompt_length and answer_length",
+        ),
     ]
+
+
+def _held(benchmark: DictConfig) -> set[str | None]:
+    """What the domains of `text_domains` hold, None where only the file says it; of other benchmarks nothing."""
+    if benchmark._target_ != OWN_TEXTS:
+        return set()
+    return {_kind(domain) for domain in benchmark.domains}
+
+
+def _kind(domain: Any) -> str | None:
+    """What a domain holds, as far as its file's name or its score says it."""
+    if not isinstance(domain, DictConfig):  # refused by the benchmark, which says what a domain is
+        return None
+    if str(domain.get("train")).lower().removesuffix(".gz").endswith(".txt"):
+        return TEXT
+    return ANSWER if domain.get("metric") not in (None, "token_accuracy") else None
+
+
+def _draws(benchmark: DictConfig) -> bool:
+    """Whether some text is drawn from a file: for a part that takes a few, for validation, or for a test."""
+    if benchmark.n_train is not None or benchmark.n_test is not None:
+        return True
+    if benchmark.validation_fraction and not benchmark.get("validation_split"):
+        return True
+    own = benchmark.domains if benchmark._target_ == OWN_TEXTS else ()
+    return any(not isinstance(domain, DictConfig) or domain.get("test") is None for domain in own)
 
 
 def _of_untrained(config: DictConfig) -> list[Idle]:
@@ -155,6 +209,7 @@ def _of_untrained(config: DictConfig) -> list[Idle]:
     keys = [
         "trainer.epochs",
         "trainer.iterations",
+        "trainer.task_epochs",
         "trainer.label_smoothing",
         "trainer.patience",
         "trainer.restore_best",

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, ClassVar
 from cl_runner.benchmarks.stream import Task
 from cl_runner.benchmarks.text.catalogue import TOKEN_ACCURACY
 from cl_runner.benchmarks.text.encoding import Encoded, encode
-from cl_runner.benchmarks.text.files import ANSWER, TEXT, TextFile
+from cl_runner.benchmarks.text.files import ANSWER, HELD, TEXT, TextFile
 from cl_runner.benchmarks.text.leaks import Parts, check_disjoint, without_leaks
+from cl_runner.benchmarks.text.packing import pack_domain
 from cl_runner.benchmarks.text.selection import REST, TENTH, WHOLE, Selection, held_out, share_of
-from cl_runner.benchmarks.text.sequences import PACK, Lengths, Sequences, cut, drop_without_targets, not_packed, packed
+from cl_runner.benchmarks.text.sequences import PACK, Lengths, Sequences, cut, drop_without_targets, not_packed
 from cl_runner.benchmarks.text.stream import LanguageStream
 from cl_runner.benchmarks.text.token_cache import TokenCache
 from cl_runner.errors import RequestError
@@ -137,9 +138,11 @@ class TextBenchmark(ABC):
         domains, leaks = without_leaks([reader.parts(domain) for domain in self._files(data_root, notes.append)])
         check_disjoint(domains)
         if self.lengths.long_texts == PACK:
-            domains = [self._packed(domain, tokenizer.eos) for domain in domains]
+            packs = [pack_domain(domain, self.lengths.text, tokenizer.eos) for domain in domains]
+            domains, leaks = [domain for domain, _ in packs], [*leaks, *(line for _, lines in packs for line in lines)]
         tasks, store = assemble(domains, pad=tokenizer.pad, labelled=self.task_labels)
-        metrics, told = [domain.metric for domain in domains], tuple(dict.fromkeys((*notes, *leaks)))
+        unused = self.lengths.unused(reader.kinds)
+        metrics, told = [domain.metric for domain in domains], tuple(dict.fromkeys((*notes, *leaks, *unused)))
         return self._stream(tasks, metrics, reader.kinds, store=store, notes=told, tokenizer=tokenizer)
 
     def _stream(
@@ -156,10 +159,6 @@ class TextBenchmark(ABC):
             metrics=tuple(metrics),
             **ready,  # type: ignore[arg-type]
         )
-
-    def _packed(self, domain: Parts, eos: int) -> Parts:
-        blocks = [packed(part, self.lengths.text, eos) for part in (domain.train, domain.validation, domain.test)]
-        return Parts(domain.name, domain.metric, *blocks)
 
     def _trained(self, count: int) -> int:
         """Of ``count`` chosen training texts those that are not held out."""
@@ -199,19 +198,20 @@ class _Reader:
         test = self._encode(domain, "test", domain.test or domain.train, asked.n_test, TENTH if drawn else WHOLE)
         if train.kind != test.kind:
             raise RequestError(
-                f"{domain.train.key}: {train.path} holds {_held(train.kind)}, {test.path} holds {_held(test.kind)}",
+                f"{domain.train.key}: {train.path} holds {HELD[train.kind]}, {test.path} holds {HELD[test.kind]}",
                 "both files of a domain hold the same fields",
             )
         self.kinds.add(train.kind)
         metric = _metric(domain, train.kind)
-        trained = self._cut(domain, train)
+        trained = self._cut(domain, domain.train, train)
         if domain.validation is not None:
             given = self._encode(domain, "validation", domain.validation, None, WHOLE)
-            validation = self._cut(domain, given)
+            validation = self._cut(domain, domain.validation, given)
         else:
             kept, held = held_out(len(trained), asked.validation_fraction, asked.split_seed)
             trained, validation = trained.take(kept), trained.take(held)
-        parts = Parts(domain.name, metric, trained, validation, self._cut(domain, test))
+        tested = self._cut(domain, domain.test or domain.train, test)
+        parts = Parts(domain.name, metric, trained, validation, tested)
         for part, file in ((parts.train, domain.train), (parts.test, domain.test or domain.train)):
             if not len(part):
                 raise RequestError(
@@ -233,10 +233,10 @@ class _Reader:
             self.say(f"{domain.name}: {len(encoded)} {part} texts, fewer than benchmark.{key}={most}; all are used")
         return encoded
 
-    def _cut(self, domain: DomainFiles, encoded: Encoded) -> Sequences:
+    def _cut(self, domain: DomainFiles, file: TextFile, encoded: Encoded) -> Sequences:
         lengths = self.asked.lengths
-        sequences = cut(encoded, self.tokenizer, lengths, domain.train.key)
-        if lengths.long_texts == PACK and int(sequences.ids.sizes.sum()) > 1:
+        sequences = cut(encoded, self.tokenizer, lengths, file.key)
+        if lengths.long_texts == PACK:  # the text before it may predict a text of one token
             return sequences
         return drop_without_targets(sequences, domain.name, self.say)
 
@@ -253,7 +253,3 @@ def _metric(domain: DomainFiles, kind: str) -> str:
 
 def _suits(kind: str) -> str:
     return "exact_match" if kind == ANSWER else TOKEN_ACCURACY
-
-
-def _held(kind: str) -> str:
-    return "prompts with answers" if kind == ANSWER else "texts"

@@ -19,6 +19,7 @@ from cl_runner.errors import RequestError, shown
 TEXT, ANSWER = "text", "answer"
 """What a file holds: texts, or prompts with answers."""
 
+HELD = {TEXT: "texts", ANSWER: "prompts with answers"}
 FIELDS = {TEXT: ("text",), ANSWER: ("prompt", "answer")}
 LINES, LIST, PLAIN = (".jsonl", ".json-lines"), (".json",), (".txt",)
 _WANTED = '{"text": ...} or {"prompt": ..., "answer": ...}'

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cl_runner.benchmarks.text.encoding import Encoded
-from cl_runner.benchmarks.text.files import TEXT
+from cl_runner.benchmarks.text.files import ANSWER, HELD, TEXT
 from cl_runner.benchmarks.text.ragged import Ragged, offsets_of, side_by_side
 from cl_runner.errors import RequestError
 
@@ -27,7 +27,8 @@ class Lengths:
 
     Attributes:
         text: of a text, or of a packed block.
-        long_texts: what becomes of longer texts: truncate, pack or refuse.
+        long_texts: what becomes of longer texts: truncate, pack or refuse; of longer prompts and answers: truncate or
+            refuse.
         prompt: of a prompt, of which the end is kept.
         answer: of an answer, the token that ends it included.
     """
@@ -40,6 +41,20 @@ class Lengths:
     def positions(self, kind: str) -> int:
         """Positions that the longest sequence of a kind of file may take."""
         return self.text if kind == TEXT else self.prompt + self.answer
+
+    def unused(self, kinds: Collection[str]) -> list[str]:
+        """A line for each key that was set and that files of these kinds do not use."""
+        usual = Lengths()
+        keys = {
+            TEXT: (("length", self.text, usual.text),),
+            ANSWER: (("prompt_length", self.prompt, usual.prompt), ("answer_length", self.answer, usual.answer)),
+        }
+        return [
+            f"benchmark.{key}={value} has no use here: every domain holds {HELD[ANSWER if kind == TEXT else TEXT]}"
+            for kind in keys.keys() - set(kinds)
+            for key, value, default in keys[kind]
+            if value != default
+        ]
 
 
 @dataclass(frozen=True)
@@ -88,19 +103,27 @@ def cut(encoded: Encoded, tokenizer: Tokenizer, lengths: Lengths, key: str) -> S
         key: the configuration key of the file, for messages.
 
     Raises:
-        RequestError: texts are too long where that is refused, or prompts were to be packed.
+        RequestError: texts, prompts or answers are too long where that is refused, a prompt or an answer has no token,
+            or prompts were to be packed.
     """
     start = Ragged.repeated(tokenizer.start, len(encoded))
     room = len(tokenizer.start)
     if encoded.answers is None:
         ids = side_by_side(start, encoded.ids)
         if lengths.long_texts == REFUSE:
-            _refuse_long(encoded, ids.sizes, lengths.text, key)
+            _refuse_long(encoded, {"text": (ids.sizes, "length", lengths.text)}, key)
         elif lengths.long_texts == TRUNCATE:
             ids = ids.head(lengths.text)
         return Sequences(encoded.path, ids, np.full(len(ids), max(room, 1)), encoded.lines, encoded.digests)
     if lengths.long_texts == PACK:
         raise not_packed(f"{key}: {encoded.path}")
+    _refuse_empty(encoded, tokenizer.name, key)
+    if lengths.long_texts == REFUSE:
+        sizes = {
+            "prompt": (encoded.ids.sizes + room, "prompt_length", lengths.prompt),
+            "answer": (encoded.answers.sizes + 1, "answer_length", lengths.answer),
+        }
+        _refuse_long(encoded, sizes, key)
     prompts = side_by_side(start, encoded.ids.tail(lengths.prompt - room))
     answers = encoded.answers.head(lengths.answer - 1)
     ids = side_by_side(prompts, answers, Ragged.repeated((tokenizer.eos,), len(encoded)))
@@ -108,14 +131,34 @@ def cut(encoded: Encoded, tokenizer: Tokenizer, lengths: Lengths, key: str) -> S
     return Sequences(encoded.path, ids, prompts.sizes, encoded.lines, encoded.digests, *raw)
 
 
-def _refuse_long(encoded: Encoded, sizes: np.ndarray, most: int, key: str) -> None:
-    long = np.flatnonzero(sizes > most)
-    if len(long):
-        first = long[encoded.lines[long].argmin()]
+def _refuse_long(encoded: Encoded, sizes: Mapping[str, tuple[np.ndarray, str, int]], key: str) -> None:
+    """Refuses what is too long: of each part its tokens, (N,), and the key and value of what it may take at most."""
+    found = []
+    for part, (taken, limit, most) in sizes.items():
+        long = np.flatnonzero(taken > most)
+        if len(long):
+            first = long[encoded.lines[long].argmin()]
+            found.append((int(encoded.lines[first]), part, int(taken[first]), f"benchmark.{limit}", most))
+    if found:
+        line, part, tokens, limit, most = min(found, key=lambda item: item[0])
         raise RequestError(
-            f"{key}: {encoded.path}, line {encoded.lines[first]}: the text takes {sizes[first]} tokens, "
-            f"more than benchmark.length={most}",
-            "raise benchmark.length, or use benchmark.long_texts=truncate or pack",
+            f"{key}: {encoded.path}, line {line}: the {part} takes {tokens} tokens, more than {limit}={most}",
+            f"raise {limit}, or use benchmark.long_texts=truncate" + (" or pack" if part == "text" else ""),
+        )
+
+
+def _refuse_empty(encoded: Encoded, tokenizer: str, key: str) -> None:
+    """Refuses a prompt of which the model would see nothing, and an answer that nothing could be learned from."""
+    assert encoded.answers is not None
+    empty = [(int(encoded.lines[index]), part)
+             for part, ids in (("prompt", encoded.ids), ("answer", encoded.answers))
+             for index in np.flatnonzero(ids.sizes == 0)]  # fmt: skip
+    if empty:
+        line, part = min(empty, key=lambda item: item[0])
+        raise RequestError(
+            f"{key}: {encoded.path}, line {line}: the {part} has no token: backbone.tokenizer={tokenizer} makes "
+            "nothing of it",
+            "drop it, or choose another backbone.tokenizer",
         )
 
 
