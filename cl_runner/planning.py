@@ -53,7 +53,7 @@ def plan(config: DictConfig, folder: RunFolder, console: Console) -> RunResult:
     images = _images(config, stream, phases, workshop.epochs, recipe.revisits) if recipe.descends else 0
     times = 1 + BACKWARD_COST * learns
     on_text = (1 + BACKWARD_COST) * prompts * text_flops(network) if recipe.descends and prompts else 0
-    total = None if images is None else flops * times * images + on_text
+    total = None if images is None or flops is None else flops * times * images + on_text
     summary = {
         "base_parameters": network.base_parameters,
         "parameter_growth": parameters[-1]["growth"],

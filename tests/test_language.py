@@ -653,6 +653,13 @@ def test_a_folder_says_itself_what_network_it_is_of(tmp_path):
         settle(compose([item for item in given if "pretrained" not in item]))
 
 
+def test_a_plan_says_where_operations_are_not_known(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = ["benchmark=imdb_yelp", "backbone=transformers", "backbone.name=rwkv", "backbone.layers=1", "adapter=none"]
+    assert execute([*given, "mode=plan", "backbone.options={hidden_size: 32, attention_hidden_size: 32}"]) == 0
+    assert "operations of this network cannot be counted" in capsys.readouterr().out
+
+
 BAD_FILES = {
     "empty": (b"", "empty|no text"),
     "not json": (b'{"text": "a good film"}\nnot json\n', "line 2"),

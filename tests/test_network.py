@@ -229,7 +229,7 @@ def test_forward_flops_count_two_for_every_multiply_add(groups, expected, device
     with torch.device(device):
         net = Network(two_layers(groups), "classifier", task_classes=TASK_CLASSES, task_labels=True)
     net.train()
-    assert forward_flops(net, (4, 8, 8)) == expected
+    assert forward_flops(net, torch.zeros(1, 4, 8, 8)) == expected
     assert net.training
 
 

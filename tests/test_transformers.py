@@ -15,6 +15,7 @@ import pytest
 import tokenizers
 import torch
 import transformers
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -238,6 +239,15 @@ def test_no_network_costs_no_time(monkeypatch, tmp_path):
 # ------------------------------------------------------------------------------------------ checkpointing
 
 
+def test_checkpointing_is_asked_for_by_its_present_name(monkeypatch):
+    def deprecated(*args: Any, **options: Any) -> None:
+        raise AssertionError("the library warns of this one")
+
+    monkeypatch.setattr(transformers.PreTrainedModel, "gradient_checkpointing_enable", deprecated)
+    model = tiny(gradient_checkpointing=True)
+    assert all(block.gradient_checkpointing for block in model.transformer.h)
+
+
 def block_states(model: nn.Module) -> dict[int, bool]:
     """Whether what a block gives is part of the graph."""
     seen: dict[int, bool] = {}
@@ -444,6 +454,26 @@ def test_pretrained_folders_are_read_whatever_they_were_saved_by(tmp_path):
     assert plan.config.hidden_size == 32
 
 
+def test_weights_that_bring_their_configuration_need_no_name(tmp_path, offline):
+    network = language_network(tiny())
+    record_tokenizer(network.backbone, ByteTokenizer())
+    x = ids(1, 5)
+    for place in ("folder", "weights.safetensors"):
+        path = save_weights(network, tmp_path / place)
+        recipe = Transformers(pretrained=str(path))
+        assert torch.equal(recipe.build_language_model().eval()(x).logits, network.backbone(x).logits)
+        assert recipe.read_tokenizer().name == "bytes" and recipe.positions() == 1024
+        recipe.check_tokenizer(recipe.read_tokenizer())
+        with torch.device("meta"):
+            assert recipe.build_language_model(load_weights=False).config.hidden_size == 32
+        assert f"the weights of {path} have layers=2" in refusal(Transformers(pretrained=str(path), layers=3).positions)
+    assert "backbone.name is empty" in refusal(Transformers(pretrained=True).build_language_model)
+    bare = tmp_path / "bare.safetensors"
+    save_file({"a": torch.zeros(1)}, bare)
+    message = refusal(Transformers(pretrained=str(bare)).build_language_model)
+    assert f"{bare} does not say what network it is of, and backbone.name is empty" in message
+
+
 def test_weights_that_do_not_fit_are_refused_by_name(tmp_path):
     file = save_weights(language_network(tiny()), tmp_path / "weights.safetensors")
 
@@ -584,11 +614,30 @@ def test_a_tokenizer_has_to_match_the_model(bpe, tmp_path):
     network = language_network(tiny(vocab_size=300))
     record_tokenizer(network.backbone, other)
     file = save_weights(network, tmp_path / "weights.safetensors")
-    trained = Transformers(name="gpt2", pretrained=str(file))
+    trained = Transformers(name="gpt2", pretrained=str(file), tokenizer=str(bpe))
     trained.check_tokenizer(trained.read_tokenizer())
-    assert trained.read_tokenizer().fingerprint == other.fingerprint
     message = refusal(lambda: trained.check_tokenizer(ByteTokenizer()))
-    assert "was trained with another one" in message and str(bpe) in message
+    assert f"{file} was trained with another one, '{bpe.name}' (fingerprint {other.fingerprint[:12]}" in message
+
+
+def test_files_name_a_tokenizers_folder_and_not_where_it_lies(bpe, tmp_path, offline):
+    network = language_network(tiny(vocab_size=300))
+    record_tokenizer(network.backbone, load_tokenizer(str(bpe)))
+    first = save_weights(network, tmp_path / "weights.safetensors")
+    again = Transformers(pretrained=str(first), tokenizer=str(bpe)).build_language_model()  # carried on
+    for path in (first, save_weights(language_network(again), tmp_path / "second.safetensors")):
+        with safe_open(path, "pt") as file:
+            recorded = file.metadata()
+        assert str(bpe.parent) not in json.dumps(recorded)
+        assert recorded["tokenizer"] == bpe.name
+        message = refusal(Transformers(name="gpt2", pretrained=str(path)).read_tokenizer)
+        assert f"{path} was trained with the tokenizer of a folder '{bpe.name}'" in message
+        assert recorded["tokenizer_fingerprint"][:12] in message and f"backbone.tokenizer=PATH/{bpe.name}" in message
+    moved = some_files(bpe, tmp_path / "elsewhere", "tokenizer.json")
+    recipe = Transformers(pretrained=str(first), tokenizer=moved)
+    recipe.check_tokenizer(recipe.read_tokenizer())  # the fingerprint decides, whatever the folder's name
+    record_tokenizer(network.backbone, ByteTokenizer())
+    assert Transformers(pretrained=str(save_weights(network, first))).read_tokenizer().name == "bytes"
 
 
 @pytest.mark.parametrize(

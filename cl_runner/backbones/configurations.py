@@ -208,32 +208,43 @@ def resized(config: Any, request: str, *, layers: int | None, width: int | None,
     """The configuration with another size and further keys.
 
     Args:
-        config: as it was found; it stays as it is.
+        config: as it was found; it stays as it is. Where it has parts, the size is that of the part that reads text.
         request: the key and its value, for messages.
         layers: transformer blocks; None: the configuration's.
         width: of the hidden states; the size of a head is kept where it divides the width, else it is the largest
             that divides both; the inner width of the MLP stays in proportion. None: the configuration's.
-        options: further keys of the configuration, under their names in transformers; they go last.
+        options: further keys of the configuration, under their names in transformers; they go last. Of a
+            configuration with parts a key belongs to the part that reads text, where that has it.
 
     Raises:
         RequestError: the configuration has no such key or cannot have this size.
     """
     settings = config.to_dict()
+    text = config.get_text_config()
+    part = next((settings[name] for name in config.sub_configs if getattr(config, name, None) is text), settings)
     if layers is not None:
-        _set_layers(settings, config, request, layers)
+        _set_layers(part, text, request, layers)
     if width is not None:
-        _set_width(settings, config, request, width)
-    _set_options(settings, config, options)
+        _set_width(part, text, request, width)
+    inner = {name: value for name, value in options.items() if part is not settings and name in _keys(part, text)}
+    _set_options(part, text, inner)
+    _set_options(settings, config, {name: value for name, value in options.items() if name not in inner})
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):  # ids that a smaller vocabulary does not have
-        if isinstance(settings.get(name), int) and settings[name] >= settings.get("vocab_size", math.inf):
-            settings[name] = None
+        for found in (settings, part):
+            if isinstance(found.get(name), int) and found[name] >= part.get("vocab_size", math.inf):
+                found[name] = None
     return make(type(config), settings, request)
+
+
+def _keys(settings: Mapping[str, Any], config: Any) -> dict[str, str]:
+    """What a configuration's keys are called, and what they are called in its file."""
+    known = {name: name for name in settings if name not in OF_NO_SHAPE and name[0] != "_"}
+    return known | dict(type(config).attribute_map)
 
 
 def _set_options(settings: dict[str, Any], config: Any, options: Mapping[str, Any]) -> None:
     """Sets further keys; what is written twice in a configuration, the heads and their size, follows."""
-    known = {name: name for name in settings if name not in OF_NO_SHAPE and name[0] != "_"}
-    known |= dict(type(config).attribute_map)
+    known = _keys(settings, config)
     width, heads = _own(config, "hidden_size"), _own(config, "num_attention_heads")
     shared, size = settings.get("num_key_value_heads"), settings.get("head_dim")
     alike = shared is not None and shared == settings.get(heads)

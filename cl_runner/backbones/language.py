@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cl_runner.backbones.generation import evaluating, greedy
 from cl_runner.backbones.routing import EVERY_CLASS, TaskNetwork, count
 from cl_runner.tokens import COUNTED, TOKENS
 
 PROBED = 4  # tokens on which the short way to the logits is compared with the model's own
+LOUD = 1e4  # logits at which a cap shows, whatever it is
 
 
 class LanguageNetwork(TaskNetwork):
@@ -63,8 +65,6 @@ class LanguageNetwork(TaskNetwork):
     @torch.no_grad()
     def generate(self, prompts: Sequence[Tensor], *, most: int, eos: int, pad: int) -> list[list[int]]:
         """Greedy continuations of token ids, at most so many tokens, up to and without ``eos``."""
-        from cl_runner.backbones.generation import greedy
-
         with self.autocast(self.anchor.device):
             return greedy(self.backbone, prompts, most=most, eos=eos, pad=pad)
 
@@ -79,36 +79,72 @@ class LanguageNetwork(TaskNetwork):
             order.append(places[rows][marked[rows]])
         return torch.cat(pieces)[torch.argsort(torch.cat(order))]
 
+    @torch.no_grad()
+    def settle(self, x: Tensor) -> None:
+        """Finds out, once, whether body and output layer alone give the model's logits.
+
+        Args:
+            x: ids and marks (B, 2, L) on the network's device, of which a few are made use of.
+        """
+        if self._short is None:
+            with evaluating(self), self.autocast(x.device):
+                self._short = self._agrees(x[:1, TOKENS, :PROBED])
+
     def _logits(self, x: Tensor) -> Tensor:
         ids, marked = x[:, TOKENS], x[:, COUNTED].bool()
+        if x.is_meta:  # shapes do not say how many positions are marked: a plan takes all
+            return self._whole(ids).flatten(0, 1).float()
+        self.settle(x)
         with self.autocast(x.device):
-            if not self._is_short(ids):
+            if not self._short:
                 return self._whole(ids)[marked].float()
-            hidden = self._hidden(ids)
-            # shapes alone do not say how many positions are marked: a plan takes all
-            chosen = hidden.flatten(0, 1) if x.is_meta else hidden[marked]
-            return self.backbone.get_output_embeddings()(chosen).float()  # type: ignore[operator]
+            return self.backbone.get_output_embeddings()(self._hidden(ids)[marked]).float()  # type: ignore[operator]
 
     def _hidden(self, ids: Tensor) -> Tensor:
         """(B, L, d) of the model below its output layer."""
         body: Any = self.backbone.base_model
-        # without a mask transformers looks into the position ids for packed texts, which a plan's do not have
-        mask = ids.new_ones(len(ids), 1, ids.shape[1], ids.shape[1], dtype=torch.bool) if ids.is_meta else None
-        return body(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state  # type: ignore[no-any-return]
+        return body(input_ids=ids, use_cache=False).last_hidden_state  # type: ignore[no-any-return]
 
     def _whole(self, ids: Tensor) -> Tensor:
         """(B, L, vocabulary), as the model itself gives them."""
         return self.backbone(input_ids=ids, use_cache=False).logits  # type: ignore[no-any-return]
 
-    def _is_short(self, ids: Tensor) -> bool:
-        """Whether body and output layer alone give the model's logits; a few models scale or cap them besides."""
-        if self._short is None and not ids.is_meta:
-            training = self.training
-            self.eval()
-            with torch.no_grad():
-                few = ids[:1, :PROBED]
-                own = self._whole(few)
-                short = self.backbone.get_output_embeddings()(self._hidden(few))  # type: ignore[operator]
-                self._short = torch.allclose(own.float(), short.float(), rtol=1e-3, atol=1e-3)
-            self.train(training)
-        return self._short is not False
+    def _agrees(self, ids: Tensor) -> bool:
+        """Whether the model's own logits are what its output layer makes of what its body gives.
+
+        A few models scale the states before that layer, or scale or cap the logits behind it. A cap changes next to
+        nothing in the small logits of a fresh model: the layer is therefore given states of a size at which it shows.
+        """
+        output: Any = self.backbone.get_output_embeddings()  # type: ignore[operator]
+        if output is None:
+            return False
+        met: list[Tensor] = []
+        loud: list[Tensor] = []
+
+        def enlarge(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+            met.append(inputs[0])
+            plain = module.forward(inputs[0])  # without this hook
+            loud.append(inputs[0] * (LOUD / plain.float().abs().max().clamp(min=1e-30)).to(inputs[0].dtype))
+            return (loud[-1], *inputs[1:])
+
+        hook = output.register_forward_pre_hook(enlarge)
+        try:
+            own = self._whole(ids)
+        finally:
+            hook.remove()
+        if len(met) != 1:  # the layer's weight is used without the layer
+            return False
+        try:
+            hidden = self._hidden(ids)
+        except (AttributeError, TypeError):  # the body is no model of its own, or gives something else
+            return False
+        return _alike(met[0], hidden) and _alike(own, output(loud[0]))
+
+
+def _alike(first: Tensor, second: Tensor) -> bool:
+    """Whether two results are one, up to rounding, which is relative to the largest of their numbers."""
+    if first.shape != second.shape:
+        return False
+    tolerance = 1e-3 if torch.float32 in (first.dtype, second.dtype) else 2e-2
+    largest = float(first.float().abs().max())
+    return largest > 0 and float((first.float() - second.float()).abs().max()) <= tolerance * largest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,30 @@ from cl_runner.backbones.configurations import library, quiet
 from cl_runner.backbones.weights import few
 from cl_runner.errors import RequestError, shown
 
+ROBERTAS = (  # they count positions from behind the padding token's id
+    "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "data2vec-text", "xmod",
+)  # fmt: skip
+LONGEST = ("max_position_embeddings", "max_seq_len", "max_sequence_length")
 ATTENTION = ("sdpa", "eager")  # tried in this order
+
+
+def vocabulary_of(model: Any) -> int:
+    """Token ids that a model knows: 0 to this number, without it.
+
+    Args:
+        model: of transformers, or its configuration; where that has parts, the part that reads text decides.
+    """
+    return int(getattr(model, "config", model).get_text_config().vocab_size)
+
+
+def longest_sequence(config: Any) -> int | None:
+    """Tokens of the longest sequence; None where the configuration sets no limit."""
+    text = config.get_text_config()
+    for key in LONGEST:
+        found = getattr(text, key, None)
+        if isinstance(found, int) and found > 0:
+            return found - (text.pad_token_id or 0) - 1 if text.model_type in ROBERTAS else found
+    return None
 
 
 def fresh(config: Any, dtype: str, request: str) -> Any:
@@ -81,7 +105,7 @@ def loaded(
 
 def checkpoint_blocks(model: Any) -> None:
     """Keeps the blocks' inputs alone; the library's switch also opens the embedding, which nothing here needs."""
-    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     try:
         with quiet():
             enable({"use_reentrant": False})
@@ -118,20 +142,50 @@ def _check_complete(report: Mapping[str, Any], request: str) -> None:
 @torch.no_grad()
 def check_causal(model: Any, request: str) -> None:
     """Refuses a network that cannot read bare token ids, or in which a token changes what is predicted before it."""
-    if next(model.parameters()).is_meta:
-        return
-    vocabulary = int(model.config.get_text_config().vocab_size)
-    ids = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4]]) % vocabulary
-    device = next(model.parameters()).device
+    vocabulary = vocabulary_of(model)
+    planned = any(item.is_meta for item in model.parameters())
+    device = torch.device("meta") if planned else next(model.parameters()).device
     model.eval()
     try:
-        with quiet():
-            first, second = model(input_ids=ids.to(device)).logits.float()[:, :3]
-    except Exception as error:  # networks that want images or sound beside the text
-        raise RequestError(f"{request} cannot read token ids alone: {first_line(error)}", "for example gpt2") from error
+        with quiet(), without_values() if planned else nullcontext():
+            ids = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4]], device="cpu") % vocabulary
+            logits = model(input_ids=ids.to(device), use_cache=False).logits.float()
+    except Exception as error:  # networks that want images or sound beside the text, and sizes that do not meet
+        if planned and needs_values(error):
+            return
+        raise RequestError(
+            f"{request} cannot read token ids alone: {shown(first_line(error), 200)}",
+            "another size (backbone.layers, width, options), or another model, for example gpt2",
+        ) from error
+    if planned:
+        return
+    first, second = logits[:, :3]
     tolerance = 1e-4 if model.dtype == torch.float32 else 3e-2  # experts take their tokens in another order
     if float((first - second).abs().max()) > tolerance * float(first.abs().max()):
         raise RequestError(
             f"{request} is no causal language model: a token changes what is predicted before it",
             "for example gpt2, llama, gpt_neox or qwen2",
         )
+
+
+def without_values() -> AbstractContextManager[Any]:
+    """Lets a network on the meta device compute shapes, without what looks at values being in the way.
+
+    transformers reads packed texts off the position ids, which has no answer on the meta device itself; in here it
+    knows that it is only asked for shapes.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def needs_values(error: Exception) -> bool:
+    """Whether a network failed within `without_values` because what it computes depends on values."""
+    from torch._subclasses import fake_tensor
+
+    kinds = ("DataDependentOutputException", "DynamicOutputShapeException", "UnsupportedFakeTensorException",
+             "UnsupportedOperatorException")  # fmt: skip
+    unknown = tuple(getattr(fake_tensor, kind) for kind in kinds if hasattr(fake_tensor, kind))
+    return isinstance(error, (*unknown, NotImplementedError)) or any(
+        word in str(error) for word in ("meta tensor", "FakeTensor", "fake tensor")
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from cl_runner.tokens import Tokenizer
 
 BYTES = "bytes"
 ENDS = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "<|im_end|>")  # where a folder does not say which it is
+TOKENIZER, FINGERPRINT, SOURCE = "tokenizer", "tokenizer_fingerprint", "tokenizer_source"  # of a file's metadata
+FOLDER = "folder"  # the source of a tokenizer that is known by no name
 _PROBE = "a"
 
 
@@ -154,6 +156,38 @@ def _from_folder(folder: Path, request: str) -> Any:
 
 
 def record_tokenizer(model: nn.Module, tokenizer: Tokenizer) -> None:
-    """Notes in a language model's ``metadata``, which `export` writes, what its texts are read with."""
-    noted = {"tokenizer": tokenizer.name, "tokenizer_fingerprint": tokenizer.fingerprint}
+    """Notes in a language model's ``metadata``, which `export` writes, what its texts are read with.
+
+    Of a folder only its last name is noted: where it lies is this machine's affair, and the fingerprint tells whether
+    another folder holds the same tokenizer.
+    """
+    folder = Path(tokenizer.name).expanduser()
+    local = tokenizer.name != BYTES and (folder.is_dir() or tokenizer.name.startswith(PATH_STARTS))
+    noted = {
+        TOKENIZER: folder.resolve().name if local else tokenizer.name,
+        SOURCE: FOLDER if local else "name",
+        FINGERPRINT: tokenizer.fingerprint,
+    }
     model.metadata = {**getattr(model, "metadata", {}), **noted}  # type: ignore[assignment,dict-item]
+
+
+def recorded_tokenizer(metadata: Mapping[str, str], place: Path) -> Tokenizer | None:
+    """The tokenizer that weights were trained with; None where they do not say.
+
+    Args:
+        metadata: of the weights.
+        place: their file or folder, for messages.
+
+    Raises:
+        RequestError: it is to be had from its folder alone, or cannot be read.
+    """
+    if TOKENIZER not in metadata:
+        return None
+    name = metadata[TOKENIZER]
+    if metadata.get(SOURCE) == FOLDER:
+        raise RequestError(
+            f"backbone.tokenizer=null: {place} was trained with the tokenizer of a folder '{name}' "
+            f"(fingerprint {metadata.get(FINGERPRINT, '')[:12]}), and does not bring it",
+            f"say where it is: backbone.tokenizer=PATH/{name}",
+        )
+    return load_tokenizer(name, f"backbone.tokenizer (as {place} says)")

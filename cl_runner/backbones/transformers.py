@@ -19,15 +19,30 @@ from cl_runner.backbones.configurations import (
     read_settings,
     resized,
 )
-from cl_runner.backbones.language_weights import check_causal, check_folder, checkpoint_blocks, fresh, loaded
-from cl_runner.backbones.tokenizers import BYTES, ByteTokenizer, load_tokenizer
+from cl_runner.backbones.language_weights import (
+    check_causal,
+    check_folder,
+    checkpoint_blocks,
+    fresh,
+    loaded,
+    longest_sequence,
+    vocabulary_of,
+)
+from cl_runner.backbones.tokenizers import (
+    BYTES,
+    FINGERPRINT,
+    SOURCE,
+    TOKENIZER,
+    ByteTokenizer,
+    load_tokenizer,
+    recorded_tokenizer,
+)
 from cl_runner.backbones.weights import SUFFIXES, read_metadata, read_state
 from cl_runner.errors import RequestError
 from cl_runner.tokens import Tokenizer
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 CONFIGURATION = "configuration"  # of a file's metadata: transformers' configuration (JSON)
-TOKENIZER, FINGERPRINT = "tokenizer", "tokenizer_fingerprint"  # of a file's metadata: what its texts were read with
 FULL_VOCABULARY = 0.9  # published models round their vocabulary up; none leaves a tenth of it without a token
 
 
@@ -84,6 +99,11 @@ class Transformers:
             RequestError: there is none, or weights of another size were asked for.
         """
         recorded = self._recorded()
+        if recorded is None and not self.name and self._place() is not None:
+            raise RequestError(
+                f"backbone.pretrained={self._place()} does not say what network it is of, and backbone.name is empty",
+                "a folder of save_pretrained, a file that export= wrote, or backbone.name=NAME besides",
+            )
         base = named_configuration(self.name) if recorded is None else recorded
         options = dict(self.options)
         vocabulary = self.vocab_size
@@ -99,12 +119,7 @@ class Transformers:
 
     def positions(self) -> int | None:
         """Tokens of the longest sequence; None where the configuration sets no limit."""
-        text = self.configuration().get_text_config()
-        for key in ("max_position_embeddings", "max_seq_len", "max_sequence_length"):
-            found = getattr(text, key, None)
-            if isinstance(found, int) and found > 0:
-                return found
-        return None
+        return longest_sequence(self.configuration())
 
     def read_tokenizer(self) -> Tokenizer:
         """The tokenizer: as asked for, else the one that the weights name, else the model's own."""
@@ -113,9 +128,9 @@ class Transformers:
         place = self._place()
         if place is not None and place.is_dir() and any(place.glob("tokenizer*")):
             return load_tokenizer(str(place))
-        named = self._metadata().get(TOKENIZER)
-        if named is not None:
-            return load_tokenizer(named, f"backbone.tokenizer (as {place} says)")
+        recorded = None if place is None else recorded_tokenizer(self._metadata(), place)
+        if recorded is not None:
+            return recorded
         if self.name not in NAMES and (not self.name or self.name in model_types()):
             raise RequestError(
                 f"backbone.tokenizer=null: {self._label() or 'the model'} brings no tokenizer of its own",
@@ -129,7 +144,7 @@ class Transformers:
         Raises:
             RequestError: its ids go beyond the model's vocabulary, or the pretrained weights know another tokenizer.
         """
-        known = int(self.configuration().get_text_config().vocab_size)
+        known = vocabulary_of(self.configuration())
         message = f"backbone.tokenizer={tokenizer.name}: a tokenizer that does not match the model: "
         if tokenizer.vocabulary > known:
             raise RequestError(
@@ -144,7 +159,8 @@ class Transformers:
         if FINGERPRINT in recorded:
             if recorded[FINGERPRINT] != tokenizer.fingerprint:
                 raise RequestError(
-                    f"{message}{self.pretrained} was trained with another one ({recorded.get(TOKENIZER, 'unnamed')})",
+                    f"{message}{self._label()} was trained with another one, '{recorded.get(TOKENIZER, 'unnamed')}' "
+                    f"(fingerprint {recorded[FINGERPRINT][:12]}, and this one's is {tokenizer.fingerprint[:12]})",
                     "use that tokenizer, the very same files",
                 )
         elif tokenizer.vocabulary < FULL_VOCABULARY * known:
@@ -191,8 +207,11 @@ class Transformers:
         model.config.use_cache = False  # keys and values are kept where text is generated, and nowhere else
         if self.gradient_checkpointing:
             checkpoint_blocks(model)
-        check_causal(model, self._request())
-        recorded = {key: value for key, value in self._metadata().items() if loads and key in (TOKENIZER, FINGERPRINT)}
+        planned = any(item.is_meta for item in model.parameters())
+        if not planned or self.layers or self.width or self.options:  # it takes a plan seconds, for little
+            check_causal(model, self._request())
+        kept = (TOKENIZER, FINGERPRINT, SOURCE) if loads else ()
+        recorded = {key: value for key, value in self._metadata().items() if key in kept}
         model.metadata = {"format": "pt", CONFIGURATION: json.dumps(exported), **recorded}
         return model.train()  # type: ignore[no-any-return]
 

@@ -85,7 +85,7 @@ class Images(Modality):
         head = network.head
         return AccuracyMeter(excluded(stream), head.aliases if isinstance(head, TextHead) else None)
 
-    def forward_flops(self, network: TaskNetwork, stream: TaskStream) -> int:
+    def forward_flops(self, network: TaskNetwork, stream: TaskStream) -> int | None:
         """Of one image; routing by task costs no arithmetic."""
         return forward_flops(network.backbone, torch.zeros(1, *stream.image_shape))
 

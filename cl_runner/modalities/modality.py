@@ -82,8 +82,8 @@ class Modality(ABC):
         return int(self.config.trainer.eval_batch_size)
 
     @abstractmethod
-    def forward_flops(self, network: TaskNetwork, stream: TaskStream) -> int:
-        """Floating-point operations of one sample's forward pass."""
+    def forward_flops(self, network: TaskNetwork, stream: TaskStream) -> int | None:
+        """Floating-point operations of one sample's forward pass; None where they are not known."""
 
     def measure(self, stream: TaskStream) -> str:
         """What the entries of the accuracy matrix are called."""

@@ -12,6 +12,7 @@ from cl_runner import scores
 from cl_runner.adapters.adapter import Adapter
 from cl_runner.adapters.placement import Placement
 from cl_runner.backbones.language import LanguageNetwork
+from cl_runner.backbones.language_weights import vocabulary_of
 from cl_runner.backbones.routing import TaskNetwork
 from cl_runner.benchmarks.stream import TaskStream
 from cl_runner.benchmarks.text.stream import LanguageStream
@@ -46,6 +47,11 @@ class Texts(Modality):
         self._tokenizer: Tokenizer | None = None
         self._metrics: tuple[str, ...] = ()
 
+    @property
+    def _name(self) -> str:
+        """What the backbone is called; a folder or file of weights may say it alone."""
+        return str(self.backbone.name or self.backbone.pretrained)
+
     def open(self) -> tuple[Any, LanguageStream]:
         """The benchmark and its outline; the longest sequence must fit the model's positions."""
         benchmark = build(self.config.benchmark)
@@ -55,8 +61,7 @@ class Texts(Modality):
         if positions is not None and outline.length > positions:
             keys = [f"benchmark.{key}" for key in LENGTHS if key in self.config.benchmark]
             raise RequestError(
-                f"benchmark: sequences of {outline.length} tokens, and backbone={self.backbone.name} has {positions} "
-                "positions",
+                f"benchmark: sequences of {outline.length} tokens, and backbone={self._name} has {positions} positions",
                 f"at most {positions} by {' or '.join(keys)} (a prompt and its answer together)"
                 if len(keys) > 1
                 else f"at most {positions} by {keys[0]}",
@@ -125,10 +130,10 @@ class Texts(Modality):
 
     def eval_batch_size(self, stream: TaskStream, network: TaskNetwork) -> int:
         """As many texts as asked for, but no more than their logits fit into 1 GiB."""
-        longest = cast(LanguageStream, stream).length * _vocabulary(network) * 4
+        longest = cast(LanguageStream, stream).length * vocabulary_of(network.backbone) * 4
         return max(1, min(super().eval_batch_size(stream, network), LOGIT_BYTES // longest))
 
-    def forward_flops(self, network: TaskNetwork, stream: TaskStream) -> int:
+    def forward_flops(self, network: TaskNetwork, stream: TaskStream) -> int | None:
         """Of one sequence of the longest length, every position counting."""
         x = torch.zeros(1, 2, cast(LanguageStream, stream).length, dtype=torch.long)
         x[:, COUNTED] = 1
@@ -145,7 +150,7 @@ class Texts(Modality):
         known = "domains known" if stream.task_labels else "domains not told"
         return {
             "benchmark": f"{len(stream)} domains of texts, at most {texts.length} tokens each, {known}",
-            "backbone": f"{network.base_parameters:,} parameters, {_vocabulary(network):,} tokens",
+            "backbone": f"{network.base_parameters:,} parameters, {vocabulary_of(network.backbone):,} tokens",
         }
 
     def _check_precision(self, adapter: Adapter) -> None:
@@ -163,7 +168,7 @@ class Texts(Modality):
         rule = str(getattr(adapter, "task_inference", "auto"))
         if not adapter.takes_text:
             raise RequestError(
-                f"adapter={name} branches a network that classifies images, and backbone={self.backbone.name} is a "
+                f"adapter={name} branches a network that classifies images, and backbone={self._name} is a "
                 "language model",
                 "use adapter=lora, dylora, dclora, hybrid, codyra, peft or none",
             )
@@ -175,8 +180,3 @@ class Texts(Modality):
             )
         if rule != "auto":
             raise RequestError(f"adapter.task_inference={rule}: tasks of texts are not inferred", "drop it")
-
-
-def _vocabulary(network: TaskNetwork) -> int:
-    """Token ids that the model knows."""
-    return int(network.backbone.config.vocab_size)  # type: ignore[union-attr,arg-type]

@@ -66,6 +66,8 @@ def _layers(rows: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
 def _totals(summary: Mapping[str, Any]) -> str:
     unit = _unit(summary)
     one = f"an {unit}" if unit == "image" else f"a {unit}"
+    if summary["forward_flops_per_image"] is None:
+        return f"forward pass, training: {NOT_APPLICABLE} (the operations of this network cannot be counted)"
     forward = format_flops(summary["forward_flops_per_image"])
     if summary["training_flops"] is None:
         return f"forward pass: {forward} {one}; training: {NOT_APPLICABLE} (the size of the data is not known)"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cl_runner.backbones.clip import CLIPClassifier
+from cl_runner.backbones.language import LanguageNetwork
+from cl_runner.backbones.language_weights import without_values
 from cl_runner.backbones.routing import TaskNetwork
 
 
@@ -69,22 +72,58 @@ def layer_rows(network: TaskNetwork, task: int, *, with_norms: bool = True) -> l
     return rows
 
 
-def forward_flops(network: nn.Module, x: Tensor) -> int:
+SCANS = ("A_log", "time_decay", "recurrent_param")  # parameters of recurrences (Mamba and its kin, RWKV, RG-LRU)
+
+
+def forward_flops(network: nn.Module, x: Tensor) -> int | None:
     """Floating-point operations of a forward pass, a multiplication and an addition counted apart.
+
+    Those of matrix products, attention and convolutions are counted, and those of experts, each token through the ones
+    that it is sent to.
 
     Args:
         network: on any device; on the meta device nothing is computed.
         x: what it takes; only its shape and type matter.
+
+    Returns:
+        The operations; None where they are not known: a recurrence runs number by number, in no operation that could
+        be counted, and some networks look at values, which the meta device does not have.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
+    if any(name.rpartition(".")[2] in SCANS for name, _ in network.named_parameters()):
+        return None
     device = next(network.parameters()).device
+    imagined = isinstance(network, LanguageNetwork) and device.type == "meta"
+    if isinstance(network, LanguageNetwork) and not imagined:
+        network.settle(x.to(device))
     training = network.training
     network.eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network(x.to(device))
-    network.train(training)
+    counter = FlopCounterMode(display=False, custom_mapping=_of_experts())
+    try:
+        with torch.no_grad(), without_values() if imagined else nullcontext(), counter:
+            network(x.to(device))
+    except Exception:  # whatever is in the way, a plan has more to tell than this
+        if not imagined:
+            raise
+        return None
+    finally:
+        network.train(training)
     return int(counter.get_total_flops())
+
+
+def _of_experts() -> dict[Any, Any]:
+    """Formulas for products of rows with a matrix of their own group, which torch's counter does not know."""
+    found = {}
+    for library, name in (("aten", "_grouped_mm"), ("transformers", "grouped_mm_fallback")):
+        with suppress(AttributeError):  # of another version, or nothing has loaded it
+            found[getattr(getattr(torch.ops, library), name)] = _grouped_product
+    return found
+
+
+def _grouped_product(rows: Any, matrices: Any, *args: Any, **options: Any) -> int:
+    """(N, k) rows, each with one of the (E, k, n) matrices."""
+    return int(2 * rows[0] * rows[1] * matrices[-1])
 
 
 PROMPT_TOKENS = 16  # of a prompt whose words a plan does not know
