@@ -72,7 +72,7 @@ def typed(folder: Path, *overrides: str, stream: str = "imdb_yelp") -> list[str]
     keys = {item.split("=")[0].lstrip("+~") for item in overrides}
     keys |= {"trainer.epochs"} if {"trainer.task_epochs", "trainer.iterations"} & keys else set()
     settings = [item for item in TINY if item.split("=")[0] not in keys]
-    if "adapter=none" in overrides:
+    if "adapter=none" in overrides or "placement" in keys:
         settings = [item for item in settings if not item.startswith("placement")]
     return [f"benchmark={stream}", *settings, f"data_root={folder}", *overrides]
 
@@ -594,6 +594,10 @@ NO_USE = {
         ("adapter=lora", "export_adapter=factors"),
         "adapter.base=first_task trains the base itself",
     ),
+    "factors of slices": (
+        ("adapter=lora", "adapter.base=frozen", "placement=qkv", "export_adapter=factors"),
+        "'transformer.h.0.attn.c_attn.q' is a slice of a packed layer",
+    ),
     "factors beside a layer that trains in full": (
         ("adapter=lora", "adapter.base=frozen", "adapter.full=[transformer.ln_f]", "export_adapter=factors"),
         r"full=\['transformer.ln_f'\] trains in full",
@@ -651,6 +655,21 @@ def test_a_folder_says_itself_what_network_it_is_of(tmp_path):
     assert result.network.backbone.config.n_layer == 2
     with pytest.raises(RequestError, match="backbone.name is empty\nname a network, for example backbone.name=gpt2"):
         settle(compose([item for item in given if "pretrained" not in item]))
+
+
+def test_a_plan_of_a_study_that_runs_in_silence_is_printed(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = [
+        "+experiment=hybrid_imdb_yelp_study",
+        "mode=plan",
+        "backbone.layers=1",
+        "backbone.width=64",
+        "backbone.pretrained=false",
+    ]
+    assert execute(given) == 0
+    assert "parameters after each task" in capsys.readouterr().out
+    assert execute([*given, "quiet=true"]) == 0
+    assert capsys.readouterr().out == ""
 
 
 def test_a_plan_says_where_operations_are_not_known(tmp_path, capsys, monkeypatch):

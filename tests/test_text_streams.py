@@ -439,6 +439,17 @@ def test_what_is_fetched_is_kept_and_chosen_from_as_published(tmp_path, monkeypa
 # --------------------------------------------------------------------------------------------------------- leaks
 
 
+def test_texts_that_the_cut_makes_equal_are_said_to_be_that(tmp_path):
+    trees.write_lines(tmp_path / "a.txt", ["abcdefgh one", "abcdefgh two", "other words"])
+    trees.write_lines(tmp_path / "a_test.txt", ["abcdefgh three"])
+    domains = [{"name": "a", "train": "a.txt", "test": "a_test.txt"}]
+    stream = domains_stream(tmp_path, domains, ByteTokenizer(), length=8)
+    assert stream.notes == (
+        "a: 2 training texts are test texts as well (2 only as far as they are kept: length, prompt_length) and were "
+        "dropped",
+    )
+
+
 def test_test_texts_are_not_trained_on_in_any_domain(tmp_path):
     trees.write_lines(tmp_path / "a.txt", ["of a only", "test of b", "test of a", "another", "of a only"])
     trees.write_lines(tmp_path / "a_test.txt", ["test of a", "more of it"])

@@ -95,6 +95,13 @@ def check_savable(adapter: Adapter, folder: Path | str) -> None:
             f"{key}: adapter.full={list(adapter.full)} trains in full, which PEFT's files do not hold",
             "use adapter.full=[], or export=FILE for the merged weights",
         )
+    sliced = next((name for name, site in adapter.layers.items() if isinstance(site, Slice | Head)), None)
+    if sliced is not None:
+        what = "the classifier" if isinstance(adapter.layers[sliced], Head) else "a slice of a packed layer"
+        raise RequestError(
+            f"{key}: '{sliced}' is {what}, whose factors PEFT's files have no place for",
+            "place the adapter on whole layers, for GPT-2 placement=match placement.pattern=c_attn",
+        )
     try:
         Path(folder).expanduser().mkdir(parents=True, exist_ok=True)
     except OSError as error:

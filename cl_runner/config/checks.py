@@ -59,6 +59,8 @@ def settle(config: Any, overrides: list[str] | None = None) -> DictConfig:
         settled[group] = _typed_component(group, node)
     _check_together(settled)
     _check_typed_keys(settled, overrides or [])
+    if settled.mode == "plan" and not any(item.lstrip("+").startswith("quiet=") for item in overrides or []):
+        settled.quiet = False  # a study says it for its many runs; a plan is there to be read
     OmegaConf.set_readonly(settled, True)
     return settled
 

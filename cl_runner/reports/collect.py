@@ -27,7 +27,7 @@ FIGURES = (  # what a summary holds as a number, or as null where it does not ap
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same in C, six times as fast, where libyaml is there
 NOT_SETTINGS = {
     "seed", "output_root", "quiet", "report", "resume", "checkpoint", "data_root", "tracking", "launcher", "hydra",
-    "fail_fast", "objective",
+    "fail_fast", "objective", "export", "export_adapter", "benchmark.cache",
     "trainer.device", "trainer.threads",
 }  # fmt: skip
 

@@ -47,11 +47,15 @@ def without_leaks(domains: Sequence[Parts]) -> tuple[list[Parts], list[str]]:
         leaked = tests.holds(domain.train)
         if leaked.all():
             raise RequestError(
-                f"{domain.train.path}: all {len(leaked)} training texts of {domain.name} are test texts as well",
-                "name different files for training and test",
+                f"{domain.train.path}: all {len(leaked)} training texts of {domain.name} are test texts as well"
+                + _cut_alike(tests.raw, domain.train, leaked),
+                "name different files for training and test, or keep more of each text (length, prompt_length)",
             )
         if leaked.any():
-            notes.append(f"{domain.name}: {int(leaked.sum())} training texts are test texts as well and were dropped")
+            alike = _cut_alike(tests.raw, domain.train, leaked)
+            notes.append(
+                f"{domain.name}: {int(leaked.sum())} training texts are test texts as well{alike} and were dropped"
+            )
         kept.append(replace(domain, train=domain.train.take(~leaked)))
     if not any(len(domain.validation) for domain in kept):
         return kept, notes
@@ -71,6 +75,12 @@ def check_disjoint(domains: Sequence[Parts]) -> None:
     trained = {text for domain in domains for part in (domain.train, domain.validation) for text in part.fingerprints()}
     if tests & trained:
         raise AssertionError(f"{len(tests & trained)} test samples are in the training part")
+
+
+def _cut_alike(raw: np.ndarray, part: Sequences, leaked: np.ndarray) -> str:
+    """Says how many of them are only equal in the part that the cut to length or prompt_length has left."""
+    count = int((leaked & ~np.isin(part.digests, raw)).sum())
+    return f" ({count} only as far as they are kept: length, prompt_length)" if count else ""
 
 
 class _Known:
