@@ -126,8 +126,26 @@ def _hydra_application(door: _Door, arguments: list[str]) -> None:
     from cl_runner.signals import interruptible
 
     sys.argv = [sys.argv[0], *opened(arguments)]
+    _list_without_copies()
     with interruptible():
         hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="run")(door)()
+
+
+def _list_without_copies() -> None:
+    """Lets Hydra list the choices of a group, as for --help, without copying the configurations of all plugins."""
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+
+    listed = ConfigLoaderImpl.get_group_options
+    if listed.__module__ == __name__:
+        return
+
+    def get_group_options(self: Any, group_name: str, *given: Any, **named: Any) -> list[str]:
+        if named.get("config_name") is None and not named.get("overrides") and len(given) <= 1:
+            kind = {"results_filter": named["results_filter"]} if "results_filter" in named else {}
+            return list(self.repository.get_group_options(group_name, *given, **kind))  # which nothing here changes
+        return listed(self, group_name, *given, **named)
+
+    ConfigLoaderImpl.get_group_options = get_group_options  # type: ignore[method-assign]
 
 
 def _run(config: Any) -> Outcome:
