@@ -439,6 +439,13 @@ def test_what_is_fetched_is_kept_and_chosen_from_as_published(tmp_path, monkeypa
 # --------------------------------------------------------------------------------------------------------- leaks
 
 
+def test_an_outline_promises_no_more_texts_than_there_are(tmp_path):
+    asked = ImdbYelp(n_train=100_000, n_test=30_000).outline(tmp_path)
+    assert [(task.n_train, task.n_test) for task in asked.tasks] == [(25_000, 25_000), (100_000, 30_000)]
+    whole = ImdbYelp(n_train=None, n_test=None).outline(tmp_path)
+    assert [(task.n_train, task.n_test) for task in whole.tasks] == [(25_000, 25_000), (560_000, 38_000)]
+
+
 def test_texts_that_the_cut_makes_equal_are_said_to_be_that(tmp_path):
     trees.write_lines(tmp_path / "a.txt", ["abcdefgh one", "abcdefgh two", "other words"])
     trees.write_lines(tmp_path / "a_test.txt", ["abcdefgh three"])

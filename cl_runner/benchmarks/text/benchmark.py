@@ -54,13 +54,14 @@ class Expected:
         name: of the domain.
         kind: `text` or `answer`.
         metric: what it is scored by; None: what suits the kind.
-        n_train: published number of training texts; 0 where unknown.
+        n_train, n_test: published numbers of texts; 0 where unknown.
     """
 
     name: str
     kind: str
     metric: str | None = None
     n_train: int = 0
+    n_test: int = 0
 
 
 class TextBenchmark(ABC):
@@ -112,8 +113,8 @@ class TextBenchmark(ABC):
             blocks = self.lengths.long_texts == PACK
             if blocks and domain.kind == ANSWER:
                 raise not_packed(f"benchmark.domains: {domain.name}")
-            n_train = 0 if blocks else self._trained(self.n_train or domain.n_train)
-            n_test = 0 if blocks else self.n_test or 0
+            n_train = 0 if blocks else self._trained(_least(self.n_train, domain.n_train))
+            n_test = 0 if blocks else _least(self.n_test, domain.n_test)
             tasks.append(Task(index, domain.name, (index,), (domain.name,), n_train, n_test))
         metrics = [domain.metric or _suits(domain.kind) for domain in domains]
         return self._stream(tasks, metrics, {domain.kind for domain in domains})
@@ -253,3 +254,8 @@ def _metric(domain: DomainFiles, kind: str) -> str:
 
 def _suits(kind: str) -> str:
     return "exact_match" if kind == ANSWER else TOKEN_ACCURACY
+
+
+def _least(asked: int | None, published: int) -> int:
+    """How many texts there will be: as many as were asked for, and no more than there are; 0 where neither is known."""
+    return min(asked or published, published or asked or 0)

@@ -17,11 +17,14 @@ class Reviews:
         name: its column.
         stem: its files are called STEM_train.jsonl and STEM_test.jsonl, each also with .gz.
         dataset: its name on the Hugging Face hub, whose column `text` is read.
+        n_train, n_test: texts that it has there.
     """
 
     name: str
     stem: str
     dataset: str
+    n_train: int
+    n_test: int
 
     def candidates(self, base: Path, part: str) -> Iterator[Path]:
         """Where a part's file may lie below ``base``."""
@@ -35,8 +38,8 @@ class Reviews:
 
 
 REVIEWS = (
-    Reviews("imdb", "imdb", "stanfordnlp/imdb"),
-    Reviews("yelp", "yelp_polarity", "fancyzhx/yelp_polarity"),
+    Reviews("imdb", "imdb", "stanfordnlp/imdb", 25_000, 25_000),
+    Reviews("yelp", "yelp_polarity", "fancyzhx/yelp_polarity", 560_000, 38_000),
 )
 
 TRACE = {  # in the published order; what each is scored by

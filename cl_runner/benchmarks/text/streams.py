@@ -65,7 +65,7 @@ class ImdbYelp(TextBenchmark):
         )
 
     def _expected(self, data_root: Path) -> list[Expected]:
-        return [Expected(domain.name, TEXT) for domain in REVIEWS]
+        return [Expected(domain.name, TEXT, None, domain.n_train, domain.n_test) for domain in REVIEWS]
 
     def _files(self, data_root: Path, say: Say) -> list[DomainFiles]:
         from cl_runner.benchmarks.text.downloads import find_reviews
