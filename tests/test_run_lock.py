@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -109,18 +111,18 @@ def contend(folder, start, entered) -> None:
     try:
         with held(folder):
             entered.put(os.getpid())
-            time.sleep(0.5)
+            time.sleep(0.3)
     except RequestError:
         entered.put(None)
 
 
 def test_of_many_that_find_a_stale_lock_one_gets_it(tmp_path, gone):
     fork = multiprocessing.get_context("fork")
-    for attempt in range(5):
+    for attempt in range(10):
         folder = tmp_path / str(attempt)
         leave(folder, pid=gone)
         start, entered = fork.Event(), fork.Queue()
-        processes = [fork.Process(target=contend, args=(folder, start, entered)) for _ in range(8)]
+        processes = [fork.Process(target=contend, args=(folder, start, entered)) for _ in range(12)]
         for process in processes:
             process.start()
         start.set()
@@ -128,6 +130,39 @@ def test_of_many_that_find_a_stale_lock_one_gets_it(tmp_path, gone):
         for process in processes:
             process.join()
         assert sum(answer is not None for answer in answers) == 1, answers
+
+
+def storm(folder, seed, inside, together, entries) -> None:
+    """Enters again and again, in a child that lets go in time or dies in there."""
+    draw = random.Random(seed)
+    deadline = time.monotonic() + 2
+    while time.monotonic() < deadline:
+        child = os.fork()
+        if child == 0:
+            with contextlib.suppress(RequestError), held(folder):
+                with inside.get_lock():
+                    inside.value += 1
+                    together.value = max(together.value, inside.value)
+                    entries.value += 1
+                time.sleep(draw.random() * 0.003)
+                with inside.get_lock():
+                    inside.value -= 1
+                if draw.random() < 0.7:
+                    os._exit(0)
+            os._exit(0)
+        os.waitpid(child, 0)
+
+
+def test_in_a_storm_of_processes_that_die_no_two_are_ever_inside(tmp_path):
+    (tmp_path / "config.yaml").touch()
+    fork = multiprocessing.get_context("fork")
+    inside, together, entries = (fork.Value("i", 0) for _ in range(3))
+    processes = [fork.Process(target=storm, args=(tmp_path, seed, inside, together, entries)) for seed in range(8)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert together.value == 1 and entries.value > 50, (together.value, entries.value)
 
 
 def test_a_cell_that_another_process_runs_is_left_alone(elsewhere, learned, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import socket
@@ -38,7 +39,8 @@ def held(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        place.unlink(missing_ok=True)
+        with _one_at_a_time(folder):
+            place.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # a run is in it, as it should be
             folder.rmdir()
             folder.parent.rmdir()
@@ -96,29 +98,34 @@ def _take(place: Path) -> None:
 def _clear(place: Path) -> None:
     """Removes a lock that nobody holds any more.
 
-    Of two processes that find it stale one moves it away; the other one then sees that what it moved is the first
-    one's new lock, and gives it back.
+    Looking and removing are one step, which no other process that finds it stale, nor its holder as it lets go, can come
+    between: none removes the lock that somebody else has made in the meantime.
     """
+    with _one_at_a_time(place.parent):
+        try:
+            text, age = place.read_text(encoding="utf-8"), time.time() - place.stat().st_mtime
+        except FileNotFoundError:
+            return
+        other = _holder(text, age)
+        if other is not None:
+            who = f"process {other.get('pid', '?')} on {other.get('host', '?')}"
+            raise RequestError(
+                f"{place.parent}: {who} is running this cell",
+                f"call again when it has ended; if it is gone, remove {place}",
+            )
+        place.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Holds flock's lock of the folder itself, which needs no file and ends with its process."""
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        text, age = place.read_text(encoding="utf-8"), time.time() - place.stat().st_mtime
-    except FileNotFoundError:
-        return
-    other = _holder(text, age)
-    if other is not None:
-        who = f"process {other.get('pid', '?')} on {other.get('host', '?')}"
-        raise RequestError(
-            f"{place.parent}: {who} is running this cell",
-            f"call again when it has ended; if it is gone, remove {place}",
-        )
-    aside = place.with_name(f"{NAME}.{socket.gethostname()}.{os.getpid()}")
-    try:
-        place.rename(aside)
-    except FileNotFoundError:
-        return
-    if aside.read_text(encoding="utf-8") != text:
-        with contextlib.suppress(FileExistsError):
-            os.link(aside, place)
-    aside.unlink()
+        with contextlib.suppress(OSError):  # a network file system without locks: then as good as it gets
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _holder(text: str, age: float) -> dict[str, Any] | None:
