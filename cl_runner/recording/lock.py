@@ -98,8 +98,8 @@ def _take(place: Path) -> None:
 def _clear(place: Path) -> None:
     """Removes a lock that nobody holds any more.
 
-    Looking and removing are one step, which no other process that finds it stale, nor its holder as it lets go, can come
-    between: none removes the lock that somebody else has made in the meantime.
+    Looking and removing are one step; another process that finds it stale, or its holder as it lets go, waits for its
+    end. So nobody removes the lock that somebody else has made in the meantime.
     """
     with _one_at_a_time(place.parent):
         try:
