@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 IDLE = (
     "output_root", "quiet", "report", "data_root", "resume", "tracking", "trainer.device", "trainer.threads",
+    "trainer.checkpoint_epochs", "trainer.checkpoint_minutes", "trainer.log_every", "checkpoint",
     "fail_fast", "objective", "export", "export_adapter", "benchmark.cache", "benchmark.cache_gb",
 )  # fmt: skip
 DIGITS = 12

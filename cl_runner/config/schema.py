@@ -27,6 +27,9 @@ class Trainer:
     reset_optimizer: bool = True
     label_smoothing: float = option(0.0, low=0.0, below=1.0)
     data_placement: str = option("auto", choices=("auto", "device", "host"))
+    checkpoint_epochs: int | None = option(None, low=1)
+    checkpoint_minutes: float | None = option(5.0, low=0)
+    log_every: int | None = option(None, low=1)
 
 
 @dataclass
@@ -69,10 +72,13 @@ class Tracking:
 class Run:
     """The whole request."""
 
-    mode: str = option("train", choices=("train", "plan"))
+    mode: str = option("train", choices=("train", "plan", "eval"))
     seed: int = option(0, low=0, high=2**32 - 1)
     evaluate: str = option("full", choices=("full", "seen", "last"))
     resume: str | None = None
+    checkpoint: str | None = None
+    on_nan: str = option("stop", choices=("stop", "skip"))
+    on_bad_sample: str = option("stop", choices=("stop", "skip"))
     export: str | None = None
     export_adapter: str | None = None
     data_root: str | None = None
