@@ -8,7 +8,7 @@ from typing import Any
 from cl_runner.backbones.routing import TaskNetwork
 from cl_runner.benchmarks.stream import TaskStream
 from cl_runner.recording.recorder import Recorder
-from cl_runner.training.monitor import Meter
+from cl_runner.training.meter import Meter
 
 
 def evaluate(

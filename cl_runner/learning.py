@@ -40,7 +40,8 @@ from cl_runner.recording.run_folder import RunFolder
 from cl_runner.result import RunResult
 from cl_runner.strategies.strategy import Strategy, Workshop
 from cl_runner.training.account import layer_rows, parameter_row, trainable_parameters
-from cl_runner.training.monitor import Listener, Meter, NoMetrics, TrainingMonitor
+from cl_runner.training.meter import Meter, NoMetrics
+from cl_runner.training.monitor import Listener, TrainingMonitor
 from cl_runner.training.plugin import AdapterPlugin
 
 Progress = Callable[[int, int], None]

@@ -17,6 +17,7 @@ from cl_runner.benchmarks.avalanche_view import SampleView, avalanche_benchmark,
 from cl_runner.benchmarks.store import ImageStore
 from cl_runner.training import lane as lane_module
 from cl_runner.training.augment import Augmentation
+from cl_runner.training.draws import seed_of
 from cl_runner.training.lane import CollatedLoader, Lane, LaneLoader, ShuffledBatches
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -274,7 +275,9 @@ def test_a_foreign_loader_keeps_its_samples_and_gets_the_lanes_augmentation(iter
     assert isinstance(adopted, CollatedLoader)
     served = list(adopted)
     assert len(served) == len(adopted) == (iterations or 2)
-    expected = Augmentation("crop_flip", 8, generator(5)).take(store.host_NCHW, torch.arange(16))
+    after = generator(5)
+    seed_of(after)  # with which the foreign loader draws
+    expected = Augmentation("crop_flip", 8, after).take(store.host_NCHW, torch.arange(16))
     assert torch.equal(served[0][0], store.normalise(expected))
     assert torch.equal(served[0][1], batch[1])
     assert served[0][0].is_contiguous(memory_format=torch.channels_last)

@@ -26,7 +26,7 @@ from cl_runner.training.losses import loss_for
 
 if TYPE_CHECKING:
     from cl_runner.training.lane import Lane
-    from cl_runner.training.monitor import AccuracyMeter
+    from cl_runner.training.meter import AccuracyMeter
 
 
 def class_totals(logits: Tensor, labels: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class Images(Modality):
 
     def meter(self, stream: TaskStream, network: TaskNetwork) -> AccuracyMeter:
         """Accuracy among each task's candidates."""
-        from cl_runner.training.monitor import AccuracyMeter
+        from cl_runner.training.meter import AccuracyMeter
 
         assert isinstance(network, Network)
         head = network.head

@@ -16,7 +16,7 @@ from cl_runner.benchmarks.stream import TaskStream
 
 if TYPE_CHECKING:
     from cl_runner.training.lane import Lane
-    from cl_runner.training.monitor import Meter
+    from cl_runner.training.meter import Meter
 
 
 class Modality(ABC):

@@ -18,6 +18,7 @@ from torch import Tensor
 from cl_runner.benchmarks.avalanche_view import sample_ids
 from cl_runner.benchmarks.store import ImageStore
 from cl_runner.training.augment import Augmentation
+from cl_runner.training.draws import apart, seed_of
 
 CHUNK = 2048  # samples fetched and augmented together: large enough to amortise, small enough for the cache
 
@@ -31,17 +32,18 @@ class Lane:
         store: the images.
         augmentation: drawn for every training sample; its generator also draws the order of the data.
         channels_last: give images in channels-last memory format.
+
+    Attributes:
+        generator: draws the order of the data.
+        served: ids of the samples in the last batch, on the host.
     """
 
     def __init__(self, store: ImageStore, augmentation: Augmentation, channels_last: bool = False) -> None:
         self.store = store
         self.augmentation = augmentation
         self.channels_last = channels_last
-
-    @property
-    def generator(self) -> torch.Generator:
-        """Draws the order of the data."""
-        return self.augmentation.generator
+        self.generator = augmentation.generator
+        self.served: Tensor | None = None
 
     def training(self, ids: Tensor, batch_size: int, iterations: int | None = None) -> LaneLoader:
         """Shuffled, augmented batches over the samples ``ids``; endless epochs cut at ``iterations`` where given."""
@@ -62,7 +64,8 @@ class Lane:
         if isinstance(loader, MultiDatasetDataLoader):
             ids = [sample_ids(dataset) for dataset in loader.datasets]
             if all(item is not None for item in ids):
-                return LaneLoader(self, AvalancheBatches(loader, torch.cat(ids)), True, iterations)  # type: ignore[arg-type]
+                batches = AvalancheBatches(loader, torch.cat(ids), self.generator)  # type: ignore[arg-type]
+                return LaneLoader(self, batches, True, iterations)
         return CollatedLoader(self, loader, iterations)
 
     def chunks(self, batches: Iterable[Tensor], augmented: bool) -> Iterator[Batch]:
@@ -92,6 +95,7 @@ class Lane:
         start = 0
         for batch in batches:
             end = start + len(batch)
+            self.served = batch
             yield [self.prepare(images[start:end]), labels[start:end], tasks[start:end]]
             start = end
 
@@ -144,15 +148,18 @@ class ShuffledBatches:
 
 
 class AvalancheBatches:
-    """The sample choice of an Avalanche loader, as ids of the store."""
+    """The sample choice of an Avalanche loader, as ids of the store; the generator seeds each pass over it."""
 
-    def __init__(self, loader: MultiDatasetDataLoader, ids: Tensor) -> None:
-        self.loader, self.ids = loader, ids
+    def __init__(self, loader: MultiDatasetDataLoader, ids: Tensor, generator: torch.Generator) -> None:
+        self.loader, self.ids, self.generator = loader, ids, generator
 
     def __len__(self) -> int:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Tensor]:
+        return apart(self._pass, seed_of(self.generator))
+
+    def _pass(self) -> Iterator[Tensor]:
         loader = self.loader
         samplers = loader._create_samplers(loader.datasets, loader.batch_sizes, False, loader.loader_kwargs)
         chosen = MultiDatasetSampler(
@@ -176,10 +183,11 @@ class CollatedLoader:
         return self.iterations if self.iterations is not None else len(self.loader)
 
     def __iter__(self) -> Iterator[Batch]:
-        batches: Iterable[Any] = self.loader
-        if self.iterations is not None:
-            batches = itertools.islice(itertools.chain.from_iterable(itertools.repeat(self.loader)), self.iterations)
+        endless = itertools.chain.from_iterable(itertools.repeat(self.loader))
+        source = self.loader if self.iterations is None else itertools.islice(endless, self.iterations)
+        batches = apart(lambda: source, seed_of(self.lane.generator))
         store, augmentation = self.lane.store, self.lane.augmentation
+        self.lane.served = None
         for images, labels, *_, tasks in batches:
             x_NCHW = augmentation.take(images, torch.arange(len(images)), store.black(images.device))
             if self.lane.channels_last:

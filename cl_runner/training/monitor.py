@@ -1,18 +1,18 @@
-"""What is watched while a strategy runs: loss, validation, learning rate, early stopping, accuracy."""
+"""What is watched while a strategy trains: loss, validation, learning rate, early stopping."""
 
 from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
-from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
+from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor, nn
 
 from cl_runner.benchmarks.store import Part
+from cl_runner.training.guard import DivergedError
 from cl_runner.training.schedules import Constant
 
 
@@ -24,6 +24,9 @@ class Listener(Protocol):
 
     def batch(self, n_images: int) -> None:
         """A training step is done."""
+
+    def steps(self, task: int, epoch: int, losses: Sequence[tuple[int, float]]) -> None:
+        """The losses of some steps of an epoch, each with its number in the epoch, from 1."""
 
     def epoch_finished(
         self,
@@ -39,10 +42,6 @@ class Listener(Protocol):
         seconds: float = 0.0,
     ) -> None:
         """An epoch is done."""
-
-
-class DivergedError(RuntimeError):
-    """The training loss is no longer a finite number."""
 
 
 class TrainingMonitor(SupervisedPlugin):
@@ -61,6 +60,7 @@ class TrainingMonitor(SupervisedPlugin):
         revisits: training goes over the data of all tasks so far, and so does validation.
         totals: (sum of the losses, right answers, answers) of (outputs, targets), as a tensor (3,).
         amount: answers among targets, the weight of a batch in a mean.
+        log_every: every so-manieth step's loss is told to the listener; None: none.
     """
 
     def __init__(
@@ -75,17 +75,21 @@ class TrainingMonitor(SupervisedPlugin):
         totals: Callable[[Tensor, Tensor], Tensor],
         amount: Callable[[Tensor], Any] = len,
         revisits: bool = False,
+        log_every: int | None = None,
     ) -> None:
         super().__init__()
         self.listener, self.schedule = listener, schedule
         self.totals, self.amount = totals, amount
         self.validation, self.names = validation, names
         self.patience, self.restore_best, self.revisits = patience, restore_best, revisits
+        self.log_every = log_every
         self.task = 0
         self.epoch = 0
         self.best_epoch: int | None = None
         self.images = 0
         self.training_seconds = 0.0
+        self.step = 0
+        self.losses: list[tuple[int, Tensor]] = []
         self.when_open: Callable[[], None] | None = None  # called once a task's parameters are open
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
@@ -104,7 +108,7 @@ class TrainingMonitor(SupervisedPlugin):
         self.learning_rate = float(strategy.optimizer.param_groups[0]["lr"])
         self.loss_sum = torch.zeros(1, device=strategy.device)
         self.loss_weight: Any = 0
-        self.epoch_images = 0
+        self.epoch_images = self.step = 0
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Sums on the device; nothing here waits for it."""
@@ -114,10 +118,23 @@ class TrainingMonitor(SupervisedPlugin):
         self.loss_weight += weight
         self.epoch_images += n_images
         self.schedule.after_step()
+        self.step += 1
+        if self.log_every is not None and self.step % self.log_every == 0:
+            self.losses.append((self.step, strategy.loss.detach()))
         self.listener.batch(n_images)
+
+    def tell_losses(self) -> None:
+        """Reads the losses of single steps from the device, and passes them on."""
+        if self.losses:
+            values = torch.cat([loss.reshape(1) for _, loss in self.losses]).tolist()
+            numbers = [number for number, _ in self.losses]
+            self.listener.steps(self.task + 1, self.epoch + 1, list(zip(numbers, values, strict=True)))
+            self.losses.clear()
 
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         """Reads the sums, validates, steps the schedule and decides whether the task goes on."""
+        self.tell_losses()
+        strategy.guard.look(strategy)
         train_loss = float(self.loss_sum) / max(1, int(self.loss_weight))
         seconds = time.perf_counter() - self.started
         self.epoch += 1
@@ -140,6 +157,34 @@ class TrainingMonitor(SupervisedPlugin):
         self.schedule.after_epoch(loss)
         if loss is not None:
             self._judge(strategy, loss)
+
+    def totals_so_far(self) -> dict[str, Any]:
+        """What a run adds up over its tasks."""
+        return {"images": self.images, "training_seconds": self.training_seconds}
+
+    def saved(self, *, in_epoch: bool) -> dict[str, Any]:
+        """Where this task stands, ``in_epoch`` or between two."""
+        state = self.totals_so_far() | {
+            "epoch": self.epoch,
+            "best": [self.best_epoch, self.best_loss, self.best_weights],
+            "schedule": self.schedule.saved(),
+        }
+        if in_epoch:
+            seconds = time.perf_counter() - self.started
+            state["sums"] = [self.loss_sum, self.loss_weight, self.epoch_images, self.step, seconds]
+        return state
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from there; in an epoch, which has begun, or before one."""
+        self.images, self.training_seconds = state["images"], state["training_seconds"]
+        if "epoch" not in state:  # between two tasks
+            return
+        self.epoch = state["epoch"]
+        self.best_epoch, self.best_loss, self.best_weights = state["best"]
+        self.schedule.restore(state["schedule"])
+        if "sums" in state:
+            self.loss_sum, self.loss_weight, self.epoch_images, self.step, seconds = state["sums"]
+            self.started = time.perf_counter() - seconds
 
     def _refuse_divergence(self, kind: str, loss: float | None) -> None:
         if loss is not None and not math.isfinite(loss):
@@ -181,96 +226,6 @@ class TrainingMonitor(SupervisedPlugin):
         model.train()
         loss, accuracy = (totals[:2] / totals[2]).tolist()
         return loss, accuracy
-
-
-class Meter(SupervisedPlugin):
-    """What is measured of each evaluated task, by task.
-
-    Attributes:
-        accuracies: the entry of the accuracy matrix, in [0, 1].
-        recognised: share of a task's samples whose task was inferred right; only where the network infers tasks.
-        by_class: share of a class's samples whose class is right, by task and class id.
-        figures: what else was measured, by name.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.accuracies: dict[int, float] = {}
-        self.recognised: dict[int, float] = {}
-        self.by_class: dict[int, dict[int, float]] = {}
-        self.figures: dict[int, dict[str, Any]] = {}
-
-    def clear(self) -> None:
-        """Forgets what was measured."""
-        for found in (self.accuracies, self.recognised, self.by_class, self.figures):
-            found.clear()
-
-
-class AccuracyMeter(Meter):
-    """Accuracy of each evaluated task, among its candidates.
-
-    Args:
-        excluded: (T, n_classes), true where a class is not a candidate of the task at evaluation.
-        aliases: the class (n_classes,) that stands for each, on the device, where several cannot be told apart.
-    """
-
-    def __init__(self, excluded: Tensor, aliases: Tensor | None = None) -> None:
-        super().__init__()
-        self.excluded, self.aliases = excluded, aliases
-
-    def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Starts counting."""
-        self.correct = torch.zeros((), dtype=torch.int64, device=strategy.device)
-        self.own_task = torch.zeros_like(self.correct)
-        self.of_class = torch.zeros(2, self.excluded.shape[1], dtype=torch.int64, device=strategy.device)  # right, seen
-        self.total = self.inferred = 0
-        self.any_excluded = bool(self.excluded[strategy.experience.current_experience].any())
-
-    def after_eval_iteration(self, strategy: Any, **kwargs: Any) -> None:
-        """Counts a batch on the device."""
-        logits = strategy.mb_output
-        excluded = self.excluded[strategy.experience.current_experience]
-        if self.any_excluded:
-            logits = logits.masked_fill(excluded[: logits.shape[1]].to(logits.device), float("-inf"))
-        chosen_class = logits.argmax(1)
-        right = chosen_class == strategy.mb_y
-        if self.aliases is not None:
-            right = self.aliases[chosen_class] == self.aliases[strategy.mb_y]
-        self.correct += right.sum()
-        self.total += len(strategy.mb_y)
-        self.of_class.index_add_(1, strategy.mb_y, torch.stack([right, torch.ones_like(right)]).long())
-        chosen: Tensor | None = getattr(strategy.model, "inferred", None)
-        if chosen is not None:
-            self.own_task += (chosen == strategy.experience.current_experience).sum()
-            self.inferred += len(chosen)
-
-    def after_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Reads the counts, once a task."""
-        task = strategy.experience.current_experience
-        self.accuracies[task] = int(self.correct) / self.total
-        counts = enumerate(zip(*self.of_class.tolist(), strict=True))
-        self.by_class[task] = {label: right / seen for label, (right, seen) in counts if seen}
-        if self.inferred:
-            self.recognised[task] = int(self.own_task) / self.inferred
-
-
-class NoMetrics(EvaluationPlugin):
-    """Avalanche's evaluator with nothing to evaluate: our own meters measure, and its events cost nothing.
-
-    Avalanche copies the experience at every event of every step to protect it from metrics; there are none here.
-    """
-
-    def __init__(self) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that there are no loggers is the point
-            super().__init__()
-
-    def nothing(self, strategy: Any, **kwargs: Any) -> None:
-        """Takes any event."""
-
-    before_training_iteration = before_forward = after_forward = before_backward = after_backward = nothing
-    before_update = after_update = after_training_iteration = nothing
-    before_eval_iteration = before_eval_forward = after_eval_forward = after_eval_iteration = nothing
 
 
 def _moving(model: nn.Module) -> list[tuple[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""Avalanche's strategies with the lane's loaders and a fresh, narrow optimiser for every task."""
+"""Avalanche's strategies with the lane's loaders, a fresh, narrow optimiser for every task, and steps that can be kept."""
 
 from __future__ import annotations
 
@@ -8,14 +8,20 @@ from torch import nn
 
 from cl_runner.benchmarks.avalanche_view import sample_ids
 from cl_runner.training.features import FeatureBank, FeatureLoader
+from cl_runner.training.guard import Guard
+from cl_runner.training.keeper import KeepsNothing
 from cl_runner.training.lane import Lane
 from cl_runner.training.optimizers import OptimizerFactory
 
 
 class LaneMixin:
-    """Replaces how an Avalanche strategy gets its batches and its optimiser, and nothing else.
+    """Replaces how an Avalanche strategy gets its batches and its optimiser, and lets its steps be kept and guarded.
 
     `equip` is called once, after Avalanche's own constructor.
+
+    Attributes:
+        keeper: told of every step and epoch; a task that was interrupted goes on where it says.
+        guard: looks at the loss of every step.
     """
 
     lane: Lane
@@ -23,6 +29,8 @@ class LaneMixin:
     optimizer_factory: OptimizerFactory
     reset_optimizer: bool
     bank: FeatureBank | None
+    keeper: KeepsNothing
+    guard: Guard
 
     def equip(
         self,
@@ -32,9 +40,11 @@ class LaneMixin:
         iterations: int | None,
         reset_optimizer: bool,
         bank: FeatureBank | None = None,
+        on_nan: str = "stop",
     ) -> None:
         """Gives the strategy its lane, the bank of features beside it, and its way of making optimisers."""
         self.lane, self.bank = lane, bank
+        self.keeper, self.guard = KeepsNothing(), Guard(on_nan)
         self.optimizer_factory = optimizer_factory
         self.iterations = iterations
         self.reset_optimizer = reset_optimizer
@@ -92,3 +102,37 @@ class LaneMixin:
 
     def _unpack_minibatch(self) -> None:
         """Nothing to move: batches arrive on the device, task labels stay on the host."""
+
+    def _train_exp(self, experience: Any, eval_streams: Any = None, **kwargs: Any) -> None:
+        """The epochs of a task that are still to come."""
+        strategy: Any = self
+        for _ in range(self.keeper.first_epoch(self), strategy.train_epochs):
+            if strategy._stop_training:  # early stopping
+                break
+            strategy._before_training_epoch(**kwargs)
+            self.training_epoch(**kwargs)
+            strategy._after_training_epoch(**kwargs)
+            self.keeper.epoch_ended(self)
+
+    def training_epoch(self, **kwargs: Any) -> None:
+        """Avalanche's epoch, step by step, with a look at the loss before anything learns from it."""
+        strategy: Any = self
+        for strategy.mbatch in self.keeper.batches(self):
+            self._unpack_minibatch()
+            strategy._before_training_iteration(**kwargs)
+            strategy.optimizer.zero_grad()
+            strategy.loss = strategy._make_empty_loss()
+            self.guard.before_forward(self)
+            strategy._before_forward(**kwargs)
+            strategy.mb_output = strategy.forward()
+            strategy._after_forward(**kwargs)
+            strategy.loss += strategy.criterion()
+            strategy._before_backward(**kwargs)
+            if self.guard.accepts(self):
+                strategy.backward()
+                strategy._after_backward(**kwargs)
+                strategy._before_update(**kwargs)
+                strategy.optimizer_step()
+                strategy._after_update(**kwargs)
+                strategy._after_training_iteration(**kwargs)
+            self.keeper.stepped(self)

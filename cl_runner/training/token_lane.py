@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cl_runner.benchmarks.store import Store
 from cl_runner.training.lane import Batch, Lane, LaneLoader
 
 
@@ -22,20 +21,11 @@ class TokenLane(Lane):
         generator: draws their order.
     """
 
-    def __init__(self, store: Store, generator: torch.Generator) -> None:
-        self.texts = store
-        self._generator = generator
+    def __init__(self, store: Any, generator: torch.Generator) -> None:
+        self.store = store
+        self.generator = generator
         self.channels_last = False
-
-    @property
-    def store(self) -> Any:  # type: ignore[override]
-        """The texts."""
-        return self.texts
-
-    @property
-    def generator(self) -> torch.Generator:
-        """Draws the order of the data."""
-        return self._generator
+        self.served = None
 
     def adopt(self, loader: Any, iterations: int | None = None) -> Iterable[Batch]:
         """Serves the batches that an Avalanche loader would; all samples are in the store."""
@@ -46,4 +36,5 @@ class TokenLane(Lane):
     def chunks(self, batches: Iterable[Tensor], augmented: bool) -> Iterator[Batch]:
         """Turns batches of ids into batches of texts."""
         for ids in batches:
-            yield [*self.texts.batch(ids), self.texts.tasks.index_select(0, ids)]
+            self.served = ids
+            yield [*self.store.batch(ids), self.store.tasks.index_select(0, ids)]

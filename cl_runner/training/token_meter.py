@@ -12,7 +12,7 @@ from cl_runner import scores
 from cl_runner.backbones.language import LanguageNetwork
 from cl_runner.benchmarks.avalanche_view import sample_ids
 from cl_runner.tokens import Tokenizer
-from cl_runner.training.monitor import Meter
+from cl_runner.training.meter import Meter
 from cl_runner.training.token_measures import TOKEN_ACCURACY, token_totals
 
 
@@ -55,7 +55,7 @@ class TokenMeter(Meter):
 
     def _score(self, strategy: Any, task: int, metric: str) -> float:
         """The mean score of the answers that the network generates."""
-        network, store = strategy.model, strategy.lane.texts
+        network, store = strategy.model, strategy.lane.store
         assert isinstance(network, LanguageNetwork) and self.tokenizer is not None and self.answer_length is not None
         ids = sample_ids(strategy.adapted_dataset)
         assert ids is not None
