@@ -9,7 +9,6 @@ import inspect
 import logging
 import resource
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from omegaconf import DictConfig
 
 from cl_runner import evaluation
 from cl_runner.adapters.interchange import check_savable, save_peft
+from cl_runner.announcement import announce
 from cl_runner.assembly import (
     build_strategy,
     choose_device,
@@ -28,16 +28,21 @@ from cl_runner.assembly import (
 )
 from cl_runner.backbones.export import check_export, save_weights
 from cl_runner.backbones.routing import TaskNetwork
-from cl_runner.benchmarks.avalanche_view import avalanche_benchmark
+from cl_runner.benchmarks.avalanche_view import StoredSamples, avalanche_benchmark
 from cl_runner.benchmarks.stream import TaskStream
 from cl_runner.config.checks import build
+from cl_runner.config.identity import CONFIGURATION, what_matters
 from cl_runner.errors import RequestError
+from cl_runner.keeping.keeper import Keeper
+from cl_runner.keeping.parts import Interval, Parts
+from cl_runner.keeping.sameness import fingerprint_of
 from cl_runner.modalities import modality_of
 from cl_runner.modalities.modality import Modality, data_root
-from cl_runner.recording.environment import describe
+from cl_runner.recording.checkpoints import Checkpoint, Checkpoints
 from cl_runner.recording.recorder import Recorder
 from cl_runner.recording.run_folder import RunFolder
 from cl_runner.result import RunResult
+from cl_runner.signals import Stop
 from cl_runner.strategies.strategy import Strategy, Workshop
 from cl_runner.training.account import layer_rows, parameter_row, trainable_parameters
 from cl_runner.training.meter import Meter, NoMetrics
@@ -48,7 +53,15 @@ Progress = Callable[[int, int], None]
 
 
 def learn(
-    config: DictConfig, folder: RunFolder, recorder: Recorder, experiment: str, evaluator: Any = None
+    config: DictConfig,
+    folder: RunFolder,
+    recorder: Recorder,
+    experiment: str,
+    evaluator: Any = None,
+    *,
+    checkpoints: Checkpoints | None = None,
+    checkpoint: Checkpoint | None = None,
+    stop: Stop | None = None,
 ) -> RunResult:
     """Learns the whole stream.
 
@@ -58,47 +71,82 @@ def learn(
         recorder: is told everything.
         experiment: names the run.
         evaluator: an Avalanche EvaluationPlugin to run along.
+        checkpoints: where the run is kept; None: nowhere.
+        checkpoint: what to go on from; None: from the beginning.
+        stop: says when the run is to end.
     """
-    started = time.perf_counter()
     modality = modality_of(config)
     stream, network, recipe, workshop, device = _prepare(
         config, modality, functools.partial(recorder.reading, what=modality.reading)
     )
     with _quiet_libraries():
         monitor, meter, strategy = assemble(config, stream, recipe, workshop, recorder, evaluator, modality)
-    _announce(config, folder, recorder, experiment, stream, network, device, modality)
+    recorder.silence(checkpoint is not None)
+    announce(config, folder, recorder, experiment, stream, network, device, modality)
     for note in (*stream.notes, *notes(recipe, network)):
         recorder.warning(note)
-
     scenario = avalanche_benchmark(stream)
+    phases = _phases(scenario, recipe)
+    keeper = _keeper(config, strategy, stream, scenario, phases, recorder, monitor, checkpoints, stop)
     evaluate = functools.partial(
         evaluation.evaluate, strategy, scenario, meter, recorder, config.evaluate, stream=stream
     )
+    curve = functools.partial(evaluation.rank_curve, strategy, scenario, meter, recorder, network, stream=stream)
     with _quiet_libraries():
-        if config.evaluate != "last" and recipe.evaluates_untrained:
-            evaluate(tasks_seen=0)
-        for number, phase in enumerate(_phases(scenario, recipe)):
+        done, evaluated = (0, True) if checkpoint is None else keeper.take_up(checkpoint)
+        if checkpoint is None:
+            if config.evaluate != "last" and recipe.evaluates_untrained:
+                evaluate(tasks_seen=0)
+            keeper.run_begins()
+        for number, phase in enumerate(phases, start=1):
             tasks_seen = phase[-1].current_experience + 1
-            strategy.train_epochs = workshop.epochs[number] if recipe.descends else 0
-            row = _train(strategy, phase, network, monitor)
-            layers = _layers(network, phase)
-            drift = network.adapter.drift()
-            recorder.task_finished(tasks_seen, row | {"drift": drift} | network.adapter.figures(), layers)
-            if config.evaluate != "last" or tasks_seen == len(stream):
-                evaluate(tasks_seen=tasks_seen)
-            evaluation.rank_curve(strategy, scenario, meter, recorder, network, tasks_seen=tasks_seen, stream=stream)
+            if number > done:
+                strategy.train_epochs = workshop.epochs[number - 1] if recipe.descends else 0
+                with keeper.stop.awaited():
+                    row = _train(strategy, phase, network, monitor, keeper)
+                    figures = {"drift": network.adapter.drift()} | network.adapter.figures()
+                    recorder.task_finished(tasks_seen, row | figures, _layers(network, phase))
+                    keeper.phase_trained(number)
+            if number > done or (number == done and not evaluated):
+                if config.evaluate != "last" or tasks_seen == len(stream):
+                    evaluate(tasks_seen=tasks_seen)
+                curve(tasks_seen=tasks_seen)
+                keeper.phase_evaluated(number)
 
     _export(config, network, recorder)
     rate = monitor.images / monitor.training_seconds if monitor.training_seconds else None
+    skipped = {"skipped_steps": strategy.guard.skipped} if strategy.guard.skipped else {}
     summary = recorder.run_finished(
         {
-            "wall_seconds": time.perf_counter() - started,
+            "wall_seconds": keeper.seconds,
             "train_images_per_second": rate,
             "peak_memory_bytes": _peak_memory(device),
-            "drift": drift,
+            "drift": network.adapter.drift(),
         }
+        | skipped
     )
     return RunResult(folder.path, summary, _rows(recorder.matrix), _rows([recorder.initial])[0], network)
+
+
+def _keeper(
+    config: DictConfig,
+    strategy: Any,
+    stream: TaskStream,
+    scenario: Any,
+    phases: list[list[Any]],
+    recorder: Recorder,
+    monitor: TrainingMonitor,
+    checkpoints: Checkpoints | None,
+    stop: Stop | None,
+) -> Keeper:
+    """What keeps the run, in the place of what keeps nothing."""
+    plugin = next(item for item in strategy.plugins if isinstance(item, AdapterPlugin))
+    facts = {CONFIGURATION: what_matters(config), "the data": fingerprint_of(stream)}
+    parts = Parts(strategy, monitor, plugin, StoredSamples(scenario), recorder, phases, facts)
+    interval = Interval(config.trainer.checkpoint_epochs, config.trainer.checkpoint_minutes)
+    keeper = strategy.keeper = Keeper(parts, checkpoints, interval, stop or Stop())
+    strategy.guard.told = recorder.step_skipped
+    return keeper
 
 
 def _prepare(
@@ -119,7 +167,8 @@ def _prepare(
             )
     if config.export_adapter is not None:
         check_savable(network.adapter, config.export_adapter)
-    options = {"progress": progress, "training": recipe.reads_training} | modality.given()
+    options = {"progress": progress, "training": recipe.reads_training, "on_bad_sample": config.on_bad_sample}
+    options |= modality.given()
     takes = inspect.signature(benchmark.stream).parameters  # a user's own benchmark need not take them
     given = {name: value for name, value in options.items() if name in takes}
     stream: TaskStream = benchmark.stream(data_root(config), **given)
@@ -144,27 +193,6 @@ def _export(config: DictConfig, network: TaskNetwork, recorder: Recorder) -> Non
             recorder.log("exported", file=str(folder))
     except (RequestError, OSError) as error:
         recorder.warning(str(getattr(error, "text", error)).removeprefix("cl-run: ").strip())
-
-
-def _announce(
-    config: DictConfig,
-    folder: RunFolder,
-    recorder: Recorder,
-    experiment: str,
-    stream: TaskStream,
-    network: TaskNetwork,
-    device: torch.device,
-    modality: Modality,
-) -> None:
-    """Records what is about to run, on what."""
-    names = [task.name for task in stream.tasks]
-    labels = _labels(config, stream, network, experiment)
-    environment = describe(str(device), _seeds(config), list(stream.class_order), bool(config.trainer.deterministic))
-    folder.write_environment(environment | {"class_names": {task.name: task.class_names for task in stream.tasks}})
-    probes = [task.name for task in stream.probes]
-    header = _header(config, labels, network, device, stream, modality)
-    words = {"unit": modality.unit, "measure": modality.measure(stream)}
-    recorder.run_started(header, names, labels, probes=probes, **words)
 
 
 def assemble(
@@ -198,6 +226,7 @@ def assemble(
         totals=modality.totals,
         amount=modality.amount,
         revisits=recipe.revisits,
+        log_every=config.trainer.log_every,
     )
     meter = modality.meter(stream, network)
     watchers = [monitor, meter, AdapterPlugin(network)]
@@ -212,71 +241,21 @@ def _phases(scenario: Any, recipe: Strategy) -> list[list[Any]]:
     return [experiences] if recipe.whole_stream else [[experience] for experience in experiences]
 
 
-def _train(strategy: Any, phase: list[Any], network: TaskNetwork, monitor: TrainingMonitor) -> dict[str, Any]:
+def _train(
+    strategy: Any, phase: list[Any], network: TaskNetwork, monitor: TrainingMonitor, keeper: Keeper
+) -> dict[str, Any]:
     """Trains one phase and returns its row of `parameters.csv`."""
     opened: dict[str, Any] = {}
     monitor.when_open = lambda: opened.update(trainable=trainable_parameters(network))
-    started = time.perf_counter()
+    keeper.task_begins()
     strategy.train(phase if len(phase) > 1 else phase[0], eval_streams=[])
-    seconds = time.perf_counter() - started
+    seconds = keeper.task_seconds
     stored = parameter_row(network, phase[-1].current_experience + 1)
     return stored | opened | {"epochs": monitor.epoch, "best_epoch": monitor.best_epoch, "seconds": seconds}
 
 
 def _layers(network: TaskNetwork, phase: list[Any]) -> list[dict[str, Any]]:
     return [row for experience in phase for row in layer_rows(network, experience.current_experience)]
-
-
-def _seeds(config: DictConfig) -> dict[str, int | None]:
-    benchmark = config.benchmark
-    return {
-        "seed": config.seed,
-        "class_order_seed": benchmark.get("class_order_seed"),
-        "split_seed": benchmark.get("split_seed"),
-    }
-
-
-def _labels(config: DictConfig, stream: TaskStream, network: TaskNetwork, experiment: str) -> dict[str, Any]:
-    def named(group: str) -> str:
-        return str(config[group]._target_).rpartition(".")[2].lower()
-
-    return {
-        "experiment": experiment,
-        "benchmark": stream.name,
-        "backbone": config.backbone.get("name") or named("backbone"),
-        "adapter": network.adapter.label,
-        "strategy": named("strategy"),
-        "seed": config.seed,
-    }
-
-
-def _header(
-    config: DictConfig,
-    labels: dict[str, Any],
-    network: TaskNetwork,
-    device: torch.device,
-    stream: TaskStream,
-    modality: Modality,
-) -> dict[str, str]:
-    trainer = config.trainer
-    about = modality.describe(stream, network)
-    epochs = trainer.epochs if trainer.task_epochs is None else ",".join(map(str, trainer.task_epochs))
-    length = f"{trainer.iterations} iterations" if trainer.iterations else f"{epochs} epochs"
-    layers = network.adapter.adapted_layers()
-    rank = config.adapter.get("rank")
-    size = f"rank {rank} on" if rank is not None else "own weights for"
-    adapter = labels["adapter"] + (f", {size} {len(layers)} layer{'s' * (len(layers) != 1)}" if layers else "")
-    optimizer = str(config.optimizer._target_).rpartition(".")[2]
-    return {
-        "experiment": str(labels["experiment"]),
-        "benchmark": f"{labels['benchmark']}: {about['benchmark']}",
-        "backbone": f"{labels['backbone']}, {about['backbone']}",
-        "adapter": adapter,
-        "strategy": str(labels["strategy"]),
-        "training": f"{length} a task, batch {trainer.batch_size}, {optimizer} lr {config.optimizer.get('lr')}",
-        "device": f"{device}, {trainer.precision}, {torch.get_num_threads()} threads",
-        "seed": str(config.seed),
-    }
 
 
 def _rows(matrix: Any) -> list[list[float | None]]:

@@ -12,9 +12,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from cl_runner.cells import cell_folder, finished, is_cell, summary_of
 from cl_runner.config.checks import settle
+from cl_runner.config.identity import CONFIGURATION, differences, what_matters
 from cl_runner.errors import RequestError, shown
+from cl_runner.recording.checkpoints import Checkpoint, Checkpoints
 from cl_runner.recording.console import Console
-from cl_runner.recording.events import CsvTracker, EventLog, Tracker
+from cl_runner.recording.events import CsvTracker, EventLog, Tracker, read_events
 from cl_runner.recording.lock import held
 from cl_runner.recording.recorder import Recorder
 from cl_runner.recording.run_folder import RunFolder
@@ -51,26 +53,39 @@ def run(
         return _resume(settled)
     if in_sweep and is_cell(settled):
         return _run_cell(settled, experiment, list(overrides))
-    folder = RunFolder.create(_place(settled, experiment), settled, list(overrides))
-    return _execute(settled, folder, experiment)
+    place = _place(settled, experiment)
+    with held(place):
+        return _execute(settled, RunFolder.create(place, settled, list(overrides)), experiment)
 
 
-def _execute(config: DictConfig, folder: RunFolder, experiment: str, *, fresh: bool = True) -> RunResult:
+def _execute(
+    config: DictConfig,
+    folder: RunFolder,
+    experiment: str,
+    *,
+    fresh: bool = True,
+    checkpoint: Checkpoint | None = None,
+) -> RunResult:
     """Trains or plans in the folder, and leaves it telling how that ended; a fresh one goes where nothing began."""
     console = Console(quiet=config.quiet)
+    checkpoints = Checkpoints(folder.path)
     recorder = None
     try:
-        with interruptible():
+        with interruptible() as stop:
             if config.mode == "plan":
                 from cl_runner.planning import plan
 
                 return plan(config, folder, console)
+            events = EventLog(folder.path / "events.jsonl", None if checkpoint is None else checkpoint.events)
             trackers = _trackers(config, folder, console, experiment)
-            events, report = EventLog(folder.path / "events.jsonl"), _draw_report if config.report else None
-            recorder = Recorder(folder, events, console, trackers=trackers, report=report)
+            recorder = Recorder(
+                folder, events, console, trackers=trackers, report=_draw_report if config.report else None
+            )
             from cl_runner.learning import learn  # imports torch and Avalanche, which takes seconds
 
-            return learn(config, folder, recorder, experiment)
+            return learn(
+                config, folder, recorder, experiment, checkpoints=checkpoints, checkpoint=checkpoint, stop=stop
+            )
     except RequestError as error:
         console.close()
         if fresh and (recorder is None or not recorder.started):
@@ -89,7 +104,11 @@ def _execute(config: DictConfig, folder: RunFolder, experiment: str, *, fresh: b
         if recorder is not None:
             recorder.run_failed(error, "failed")
         trace = folder.write_error(error)
-        raise RunFailed(f"cl-run: the run failed: {_told(error)}\n        the traceback is in {trace}") from error
+        lines = [f"cl-run: the run failed: {_told(error)}", f"the traceback is in {trace}"]
+        last = checkpoints.latest(lambda text: None)
+        if last is not None:
+            lines.append(f"the last good checkpoint is {last.number}, {last.where}, in {checkpoints.folder}")
+        raise RunFailed("\n        ".join(lines)) from error
 
 
 def _draw_report(folder: Path) -> None:
@@ -99,8 +118,15 @@ def _draw_report(folder: Path) -> None:
 
 
 def _trackers(config: DictConfig, folder: RunFolder, console: Console, experiment: str) -> list[Tracker]:
-    """Who is told about the run besides the event log."""
-    trackers: list[Tracker] = [CsvTracker(folder.path / "metrics.csv")] if config.tracking.csv else []
+    """Who is told about the run besides the event log, whose events of an earlier attempt the table gets again."""
+    trackers: list[Tracker] = []
+    if config.tracking.csv:
+        place = folder.path / "metrics.csv"
+        place.unlink(missing_ok=True)
+        table = CsvTracker(place)
+        for event in read_events(folder.path / "events.jsonl"):
+            table.log(event)
+        trackers.append(table)
     options = config.tracking.get("wandb")
     if options is not None and resolved_mode(options.mode) != "disabled":
         trackers.append(WandbTracker(folder.path, options, experiment, console.note))
@@ -126,12 +152,39 @@ def _resume(config: DictConfig) -> RunResult:
             f"resume={path}: its config.yaml is damaged: {shown(error, 200)}", "start a new run without resume"
         ) from error
     with held(path):
+        name = summary.get("experiment") or path.resolve().parent.name
+        return _execute(earlier, folder, name, fresh=False, checkpoint=_checkpoint(earlier, folder))
+
+
+def _checkpoint(config: DictConfig, folder: RunFolder) -> Checkpoint | None:
+    """What a run can go on from; where there is nothing, the folder is made ready to start over.
+
+    Raises:
+        RequestError: it was begun with another configuration.
+    """
+    checkpoints, console = Checkpoints(folder.path), Console(quiet=config.quiet)
+    found = checkpoints.latest(console.warning)
+    if found is None:
+        if checkpoints.numbers():
+            console.warning("no checkpoint is left that can be used; the run starts over")
+        checkpoints.clear()
         folder.restart()
-        return _execute(earlier, folder, summary.get("experiment") or path.resolve().parent.name, fresh=False)
+        return None
+    begun = (found.base or found).state["facts"][CONFIGURATION]
+    odd = differences(begun, what_matters(config))
+    if odd:
+        shown_ = ", ".join(f"{key} was {shown(old)} and is {shown(new)}" for key, old, new in odd[:5])
+        raise RequestError(
+            f"resume={folder.path}: this run was begun with another configuration: {shown_}",
+            "put it back in config.yaml, or start a new run without resume",
+        )
+    checkpoints.forget_after(found.number)
+    console.note(f"going on {found.where} (checkpoint {found.number})")
+    return found
 
 
 def _run_cell(config: DictConfig, experiment: str, overrides: list[str]) -> RunResult:
-    """Runs a cell of a sweep in the folder of its own; what an earlier call did not finish starts over there."""
+    """Runs a cell of a sweep in the folder of its own; what an earlier call did not finish goes on there."""
     path = cell_folder(config, experiment)
     with held(path):
         folder = RunFolder(path)
@@ -139,11 +192,11 @@ def _run_cell(config: DictConfig, experiment: str, overrides: list[str]) -> RunR
         if summary is not None:  # by another process, since this sweep was submitted
             return RunResult(path, summary)
         begun = (path / "config.yaml").exists()
-        if begun:
-            folder.restart()
-            for name in ("DONE", "config.yaml"):  # written anew: where this attempt runs may be another place
-                (path / name).unlink(missing_ok=True)
-        return _execute(config, RunFolder.create(path, config, overrides), experiment, fresh=not begun)
+        checkpoint = _checkpoint(config, folder) if begun else None
+        for name in ("DONE", "config.yaml"):  # written anew: where this attempt runs may be another place
+            (path / name).unlink(missing_ok=True)
+        folder = RunFolder.create(path, config, overrides, begun=checkpoint is not None)
+        return _execute(config, folder, experiment, fresh=not begun, checkpoint=checkpoint)
 
 
 def _place(config: DictConfig, experiment: str) -> Path:

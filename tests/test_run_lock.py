@@ -99,7 +99,7 @@ def test_a_lock_that_says_nothing_is_believed_for_a_minute(tmp_path):
     cell = tmp_path / "cell"
     cell.mkdir()
     (cell / NAME).touch()
-    with pytest.raises(RequestError, match="is running this cell"), held(cell):
+    with pytest.raises(RequestError, match="is at work in this run folder"), held(cell):
         pass
     os.utime(cell / NAME, (time.time() - 100,) * 2)
     with held(cell):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -117,6 +118,16 @@ class Adapter(ABC):
 
     def activate(self, task: int) -> None:
         """Computes for this task from now on."""
+
+    def memory(self) -> dict[str, Any]:
+        """What it carries from task to task besides the network's parameters and buffers, for a checkpoint.
+
+        Numbers, words, tensors, and lists and dictionaries of these.
+        """
+        return {}
+
+    def remember(self, memory: dict[str, Any]) -> None:
+        """Takes back what `memory` gave, in a fresh adapter for which the tasks since then have begun and ended."""
 
     def adapted_layers(self) -> list[str]:
         """Names of the layers that have a delta."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -116,6 +117,17 @@ class CoDyRA(DeltaAdapter):
         self._moved[site] = self._moved[site] + moved if site in self._moved else moved
         return float(moved.norm())
 
+    def memory(self) -> dict[str, Any]:
+        """What each task kept, and what was merged so far."""
+        closed = {task: [dataclasses.asdict(row) for row in rows] for task, rows in self._closed.items()}
+        return {"closed": closed, "moved": [self._moved.get(site) for site in self._every_site()]}
+
+    def remember(self, memory: dict[str, Any]) -> None:
+        """Takes it back."""
+        self._closed = {task: [_report(row) for row in rows] for task, rows in memory["closed"].items()}
+        pairs = zip(self._every_site(), memory["moved"], strict=True)
+        self._moved = {site: moved for site, moved in pairs if moved is not None}
+
     def drift(self) -> float | None:
         """||theta_t - theta_0||_F: what all tasks together have added to the weights."""
         return math.sqrt(sum(float(moved.norm()) ** 2 for moved in self._moved.values()))
@@ -123,6 +135,10 @@ class CoDyRA(DeltaAdapter):
     def layer_report(self, task: int) -> list[LayerReport]:
         """What the task kept before it was merged, where it is closed."""
         return self._closed[task] if task in self._closed else super().layer_report(task)
+
+
+def _report(row: dict[str, Any]) -> LayerReport:
+    return LayerReport(**row | {"shape": tuple(row["shape"])})
 
 
 class GatedFactors(LoRAFactors):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -47,6 +47,21 @@ class KeepsDirection(LoRA):
                 self._change = {"direction_change": float(turned.detach())}
             self.previous = {item: (item.A.detach().clone(), item.B.detach().clone()) for item in self.open_factors()}
         super().end_task()
+
+    def memory(self) -> dict[str, Any]:
+        """The factors that give the direction, by their places among all, and by how much it last changed."""
+        kept = {place: list(self.previous[item]) for place, item in self._places() if item in self.previous}
+        return super().memory() | {"previous": kept, "change": self._change}
+
+    def remember(self, memory: dict[str, Any]) -> None:
+        """Takes them back."""
+        super().remember(memory)
+        found, self._change = dict(self._places()), memory["change"]
+        self.previous = {found[place]: (a, b) for place, (a, b) in memory["previous"].items()}
+
+    def _places(self) -> Iterator[tuple[int, LoRAFactors]]:
+        deltas = [delta for site in self._every_site() for delta in site.deltas.values()]
+        return ((place, item) for place, item in enumerate(deltas) if isinstance(item, LoRAFactors))
 
     def _turned(self) -> Tensor | None:
         """1 - cos(w_prev, w_cur) over the components that still exist; None before there is a task before."""

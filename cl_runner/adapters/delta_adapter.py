@@ -221,6 +221,9 @@ class DeltaAdapter(FrozenBase):
             assert isinstance(site, Site)
             yield site
 
+    def _every_site(self) -> list[Site]:
+        return [site for name in self.layers for site in self._sites_named(name)]
+
     def _active_site(self, name: str) -> Site:
         return self._site(name, self.active or 0)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -35,6 +36,14 @@ class NoAdapter(Adapter):
             return 0.0
         now = self._weights()
         return math.sqrt(sum(float((now[name].detach().cpu() - old).norm()) ** 2 for name, old in self._first.items()))
+
+    def memory(self) -> dict[str, Any]:
+        """The weights from which the drift counts."""
+        return {"first": self._first, "tasks": self._tasks}
+
+    def remember(self, memory: dict[str, Any]) -> None:
+        """Counts from them again."""
+        self._first, self._tasks = memory["first"], memory["tasks"]
 
     def _weights(self) -> dict[str, Tensor]:
         root = self.model.backbone if isinstance(self.model, TaskNetwork) else self.model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -69,6 +70,7 @@ def avalanche_benchmark(stream: TaskStream) -> CLScenario:
     scenario = with_task_labels(with_classes_timeline(benchmark_from_datasets(**parts)))
     scenario.n_classes_per_exp = [len(task.classes) for task in stream.tasks]  # iCaRL reads these two
     scenario.classes_order = list(range(stream.n_classes))
+    scenario.whole = whole
     for experiences in scenario.streams.values():
         for experience in experiences:
             experience.benchmark = scenario
@@ -81,3 +83,24 @@ def sample_ids(dataset: Any) -> Tensor | None:
     if attribute is None:
         return None
     return torch.tensor(list(attribute.data), dtype=torch.int64)
+
+
+class StoredSamples:
+    """The samples of a scenario, by their ids in the store.
+
+    Args:
+        scenario: made by `avalanche_benchmark`.
+    """
+
+    def __init__(self, scenario: CLScenario) -> None:
+        self._whole: Any = scenario.whole
+
+    def ids(self, dataset: Any) -> list[int]:
+        """The ids of a dataset's samples, in order."""
+        found = sample_ids(dataset)
+        assert found is not None, "a memory of ids holds samples of the stream"
+        return [int(item) for item in found]
+
+    def dataset(self, ids: Sequence[int]) -> Any:
+        """A dataset of these samples, in order."""
+        return self._whole.subset(list(ids))

@@ -14,6 +14,7 @@ IDLE = (
     "fail_fast", "objective", "export", "export_adapter", "benchmark.cache", "benchmark.cache_gb",
 )  # fmt: skip
 DIGITS = 12
+CONFIGURATION = "the configuration"  # what checkpoints call it
 
 
 def cell_hash(config: Any) -> str:
@@ -29,6 +30,25 @@ def cell_hash(config: Any) -> str:
     content = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
     text = json.dumps(_without_idle(content), sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
+
+
+def what_matters(config: Any) -> dict[str, Any]:
+    """A settled configuration without the keys of `IDLE`: what a run's result depends on."""
+    content = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
+    found: dict[str, Any] = json.loads(json.dumps(_without_idle(content), default=str))
+    return found
+
+
+def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """The keys in which two configurations differ, dotted, each with both values; None where one does not have it."""
+    found = []
+    for key in dict.fromkeys([*before, *now]):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append((f"{prefix}{key}", old, new))
+    return found
 
 
 def _without_idle(node: Any, prefix: str = "") -> Any:

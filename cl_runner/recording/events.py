@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import errno
+import hashlib
 import json
 import math
 import os
@@ -52,15 +53,35 @@ class EventLog:
 
     Every line goes to the operating system in one unbuffered write, so that a killed run loses at most
     the line it was writing; a line torn that way is removed when the log is opened again.
+
+    Args:
+        path: the file; what is in it stays.
+        keep: bytes of it that stay; None: all.
+
+    Attributes:
+        silent: nothing is written; what would be has been written by an earlier attempt.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, keep: int | None = None) -> None:
         self.path = Path(path)
+        self.silent = False
         try:
             self._file = self.path.open("ab", buffering=0)
+            if keep is not None:
+                os.truncate(self.path, keep)
             _mend(self.path)
+            self._digest = hashlib.sha256(self.path.read_bytes())
+            self._length = self.path.stat().st_size
         except OSError as error:
             raise write_error(error, self.path) from error
+
+    def settled(self) -> tuple[int, str]:
+        """Waits until everything is on the disk; returns how many bytes that are, and their SHA-256."""
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise write_error(error, self.path) from error
+        return self._length, self._digest.hexdigest()
 
     def write(self, event: str, /, **fields: Any) -> dict[str, Any]:
         """Appends one event.
@@ -75,7 +96,9 @@ class EventLog:
         if reserved := {"time", "event"} & fields.keys():
             raise ValueError(f"event {event}: the field names {sorted(reserved)} are the log's own")
         record = {"time": time.time(), "event": event, **plain(fields)}
-        line = json.dumps(record, allow_nan=False).encode() + b"\n"
+        if self.silent:
+            return record
+        line = written = json.dumps(record, allow_nan=False).encode() + b"\n"
         start = self._file.seek(0, os.SEEK_END)
         try:
             while line:
@@ -84,6 +107,8 @@ class EventLog:
             with contextlib.suppress(OSError):
                 self._file.truncate(start)  # the next event must not be glued to half a line
             raise write_error(error, self.path) from error
+        self._digest.update(written)
+        self._length += len(written)
         return record
 
     def close(self) -> None:

@@ -110,7 +110,7 @@ def _clear(place: Path) -> None:
         if other is not None:
             who = f"process {other.get('pid', '?')} on {other.get('host', '?')}"
             raise RequestError(
-                f"{place.parent}: {who} is running this cell",
+                f"{place.parent}: {who} is at work in this run folder",
                 f"call again when it has ended; if it is gone, remove {place}",
             )
         place.unlink(missing_ok=True)

@@ -31,10 +31,10 @@ class Losses:
 
     def __init__(self, tasks: Sequence[str] = ()) -> None:
         self._tasks = list(tasks)
-        self._cells: dict[tuple[int, int], dict[str, Any]] = {}
+        self.cells: dict[tuple[int, int], dict[str, Any]] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._cells)
+        return bool(self.cells)
 
     def add(
         self, after_task: int, scores: Sequence[float | None], figures: Sequence[Figures | None] | None
@@ -59,12 +59,12 @@ class Losses:
             if unknown:
                 raise ValueError(f"figure {unknown[0]!r} of task {task} is none of {list(FIGURES)}")
             found[task] = {name: plain(given.get(name)) for name in FIGURES}
-            self._cells[after_task, task] = found[task] | {"score": plain(score)}
+            self.cells[after_task, task] = found[task] | {"score": plain(score)}
         return found
 
     def rows(self) -> list[dict[str, Any]]:
         """Returns the rows of ``losses.csv``, in the order of the evaluations."""
-        cells = sorted(self._cells.items())
+        cells = sorted(self.cells.items())
         return [
             {"after_task": after, "task": task, "name": self._tasks[task - 1], **cell} for (after, task), cell in cells
         ]
@@ -75,7 +75,7 @@ class Losses:
 
     def summary(self) -> dict[str, float | None]:
         """Returns the keys of the summary; none without texts, None where an entry that is needed was not evaluated."""
-        if not self._cells:
+        if not self.cells:
             return {}
         last = len(self._tasks)
         earlier = range(1, last)
@@ -87,10 +87,10 @@ class Losses:
         }
 
     def _loss(self, after: int, task: int) -> float | None:
-        return self._cells.get((after, task), {}).get("loss")
+        return self.cells.get((after, task), {}).get("loss")
 
     def _score(self, after: int, task: int) -> float | None:
-        return self._cells.get((after, task), {}).get("score")
+        return self.cells.get((after, task), {}).get("score")
 
 
 def _minus(now: float | None, before: float | None) -> float | None:

@@ -18,7 +18,7 @@ class Probes:
     def __init__(self, domains: Sequence[str] = (), n_tasks: int = 0) -> None:
         self.domains = tuple(domains)
         self._n_tasks = n_tasks
-        self._cells: dict[tuple[int, str], float] = {}
+        self.cells: dict[tuple[int, str], float] = {}
 
     def add(self, after_task: int, accuracies: Mapping[str, float | None]) -> dict[str, float]:
         """Takes the accuracies in [0, 1] by domain; NaN, None and domains that are left out were not evaluated.
@@ -39,12 +39,12 @@ class Probes:
         wrong = [value for value in known.values() if not 0.0 <= value <= 1.0]
         if wrong:
             raise ValueError(f"probe accuracies are in [0, 1] or NaN, found {wrong[0]}")
-        self._cells |= {(after_task, name): value for name, value in known.items()}
+        self.cells |= {(after_task, name): value for name, value in known.items()}
         return known
 
     def row(self, after_task: int) -> list[float | None]:
         """Returns the accuracy on each domain after so many tasks; None = not evaluated."""
-        return [self._cells.get((after_task, name)) for name in self.domains]
+        return [self.cells.get((after_task, name)) for name in self.domains]
 
     def rows(self) -> list[list[float | None]]:
         """Returns the T + 1 rows of ``probes.csv``."""

@@ -11,21 +11,11 @@ from typing import Any, Literal
 import numpy as np
 
 from cl_runner.errors import RequestError
-from cl_runner.metrics import summarize
 from cl_runner.recording.console import Console
 from cl_runner.recording.events import EventLog, Tracker, Trackers
-from cl_runner.recording.losses import Figures, Losses
-from cl_runner.recording.probes import Probes
+from cl_runner.recording.losses import Figures
+from cl_runner.recording.measured import Measured
 from cl_runner.recording.run_folder import RunFolder
-
-_FROM_PARAMETERS = {  # key of the summary: column of the last row of parameters.csv
-    "parameter_growth": "growth",
-    "base_parameters": "base",
-    "trainable_parameters": "trainable",
-    "stored_parameters": "stored",
-    "inference_parameters": "inference",
-    "adapter_parameters": "adapter",
-}
 
 
 class Recorder:
@@ -33,10 +23,6 @@ class Recorder:
 
     Every call is an event in ``events.jsonl``; the tables are rewritten whenever they grow, so that a run
     that is killed leaves all it had measured.
-
-    Attributes:
-        matrix: T x T accuracies in [0, 1], row i - 1 after task i; NaN where not evaluated.
-        initial: T accuracies before any training; NaN where not evaluated.
 
     Args:
         folder: the run folder.
@@ -56,20 +42,11 @@ class Recorder:
         report: Callable[[Path], None] | None = None,
     ) -> None:
         self.folder = folder
-        self.matrix = np.empty((0, 0))
-        self.initial = np.empty(0)
         self._events = events
         self._console = console
         self._trackers = Trackers(trackers, console.warning)
         self._report = report
-        self._tasks: list[str] = []
-        self._probes = Probes()
-        self._losses = Losses()
-        self._summary: dict[str, Any] = {}
-        self._parameters: list[dict[str, Any]] = []
-        self._layers: list[dict[str, Any]] = []
-        self._ranks: list[dict[str, Any]] = []
-        self._classes: list[dict[str, Any]] = []
+        self._found = Measured()
 
     def run_started(
         self,
@@ -91,22 +68,27 @@ class Recorder:
             unit: what a batch is made of, in the plural.
             measure: what the accuracies are called; of texts "token accuracy", or "score" where tasks have their own.
         """
-        self._tasks = list(tasks)
-        self._summary = dict(summary_fields or {})
-        self.matrix = np.full((len(tasks), len(tasks)), np.nan)
-        self.initial = np.full(len(tasks), np.nan)
-        self._probes = Probes(probes, len(tasks))
-        self._losses = Losses(tasks)
+        self._found = Measured(list(tasks), probes, dict(summary_fields or {}))
         self._console.unit, self._console.measure = unit, measure
         announced: dict[str, Any] = {"probes": list(probes)} if probes else {}
         announced |= {} if unit == "images" else {"unit": unit, "measure": measure}
-        self.log("run_started", tasks=self._tasks, header=dict(header), labels=self._summary, **announced)
-        self._console.header(header, self._tasks)
+        self.log("run_started", tasks=self._found.tasks, header=dict(header), labels=self._found.summary, **announced)
+        self._console.header(header, self._found.tasks)
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """T x T accuracies in [0, 1], row i - 1 after task i; NaN where not evaluated."""
+        return self._found.matrix
+
+    @property
+    def initial(self) -> np.ndarray:
+        """T accuracies before any training; NaN where not evaluated."""
+        return self._found.initial
 
     @property
     def started(self) -> bool:
         """Whether the run has begun; before that, whatever goes wrong is a refusal."""
-        return bool(self._tasks)
+        return bool(self._found.tasks)
 
     def reading(self, done: int, total: int, what: str = "decoding images") -> None:
         """Shows how far what is read has come, ``done`` of ``total``; nothing is recorded."""
@@ -115,11 +97,21 @@ class Recorder:
     def task_started(self, index: int, name: str, epochs: int, batches: int) -> None:
         """Starts task ``index`` (from 1), planned as ``epochs`` of ``batches`` training steps each."""
         self.log("task_started", task=index, name=name, epochs=epochs, batches=batches)
-        self._console.task_started(index, len(self._tasks), name, epochs, batches)
+        self._console.task_started(index, len(self._found.tasks), name, epochs, batches)
 
     def batch(self, n_images: int) -> None:
         """Counts one training step; costs well under a microsecond but for the rare redraw."""
         self._console.batch(n_images)
+
+    def steps(self, task: int, epoch: int, losses: Sequence[tuple[int, float]]) -> None:
+        """Records the losses of some steps of an epoch, each with its number in the epoch, from 1."""
+        for step, loss in losses:
+            self.log("step", task=task, epoch=epoch, step=step, loss=loss)
+
+    def step_skipped(self, task: int, epoch: int, step: int, samples: Sequence[int]) -> None:
+        """Records a step whose loss was no finite number and that was not learned from."""
+        self.log("step_skipped", task=task, epoch=epoch, step=step, samples=list(samples))
+        self._console.warning(f"step {step} of epoch {epoch} of task {task} was skipped: its loss is no finite number")
 
     def epoch_finished(
         self,
@@ -149,13 +141,13 @@ class Recorder:
         """Records the parameter account after task ``task``, for ``parameters.csv`` and ``layers.csv``."""
         row = {**parameters_row, "task": task}
         layers = [{**layer, "task": task} for layer in layer_rows]
-        self._parameters.append(row)
-        self._layers.extend(layers)
+        self._found.parameters.append(row)
+        self._found.layers.extend(layers)
         self.log("task_finished", **row)
         for layer in layers:
             self.log("layer", **layer)
-        self.folder.write_parameters(self._parameters)
-        self.folder.write_layers(self._layers)
+        self.folder.write_parameters(self._found.parameters)
+        self.folder.write_layers(self._found.layers)
         self._console.task_finished()
 
     def evaluated(
@@ -165,33 +157,28 @@ class Recorder:
 
         Of texts they are the scores, and ``figures`` what is known of each task besides: loss, perplexity, ...
         """
-        row = np.array(accuracies, dtype=np.float64)
-        n_tasks = len(self._tasks)
-        if row.shape != (n_tasks,) or not 0 <= after_task <= n_tasks:
-            raise ValueError(f"after task {after_task}: {row.shape} accuracies for a stream of {n_tasks} tasks")
-        if after_task == 0:
-            self.initial = row
-        else:
-            self.matrix[after_task - 1] = row
-        measured = self._losses.add(after_task, row.tolist(), figures)
-        for task, accuracy in enumerate(row.tolist(), start=1):
+        row = self._found.put_row(after_task, accuracies)
+        measured = self._found.losses.add(after_task, row, figures)
+        for task, accuracy in enumerate(row, start=1):
             if accuracy == accuracy or task in measured:  # not NaN
                 self.log("evaluated", after_task=after_task, task=task, accuracy=accuracy, **measured.get(task, {}))
-        self.folder.write_matrix(self.initial.tolist(), self.matrix.tolist(), self._tasks)
+        self.folder.write_matrix(self._found.initial.tolist(), self._found.matrix.tolist(), self._found.tasks)
         if measured:
-            self.folder.write_losses(self._losses.rows())
-        self._console.evaluation(after_task, row.tolist(), self._losses.row(after_task) if measured else None)
+            self.folder.write_losses(self._found.losses.rows())
+        self._console.evaluation(after_task, row, self._found.losses.row(after_task) if measured else None)
 
     def probed(self, after_task: int, accuracies: Mapping[str, float | None]) -> None:
         """Records the accuracies in [0, 1] by probe domain after ``after_task``; NaN or None where not evaluated.
 
         From those before any training and after the last task comes the summary's ``retention``.
         """
-        for domain, accuracy in self._probes.add(after_task, accuracies).items():
+        for domain, accuracy in self._found.probes.add(after_task, accuracies).items():
             self.log("probed", after_task=after_task, domain=domain, accuracy=accuracy)
-        if self._probes.domains:
-            self.folder.write_probes(self._probes.rows(), self._probes.domains)
-            self._console.probes(self._probes.mean(after_task), self._probes.mean(0) if after_task else None)
+        if self._found.probes.domains:
+            self.folder.write_probes(self._found.probes.rows(), self._found.probes.domains)
+            self._console.probes(
+                self._found.probes.mean(after_task), self._found.probes.mean(0) if after_task else None
+            )
 
     def classes_evaluated(
         self, after_task: int, by_task: Mapping[int, Mapping[int, float]], names: Mapping[int, str]
@@ -209,9 +196,9 @@ class Recorder:
             ]
             shown = {"class_ids": list(accuracies), "accuracies": list(accuracies.values())}
             self.log("classes_evaluated", after_task=after_task, task=task + 1, **shown)
-            self._classes += [{**row, "task": task + 1} for row in rows]
+            self._found.classes += [{**row, "task": task + 1} for row in rows]
         if by_task:
-            self.folder.write_classes(self._classes)
+            self.folder.write_classes(self._found.classes)
 
     def tasks_inferred(self, after_task: int, shares: Sequence[float | None]) -> None:
         """Records the shares in [0, 1] of each task's samples whose task was recognised without a label.
@@ -221,9 +208,9 @@ class Recorder:
         for task, share in enumerate(shares, start=1):
             if share is not None and share == share:  # not NaN
                 self.log("task_inferred", after_task=after_task, task=task, accuracy=share)
-        if after_task == len(self._tasks):
+        if after_task == len(self._found.tasks):
             values = np.array(shares, dtype=np.float64)
-            self._summary["task_inference_accuracy"] = None if np.isnan(values).any() else float(values.mean())
+            self._found.summary["task_inference_accuracy"] = None if np.isnan(values).any() else float(values.mean())
 
     def evaluated_at_rank(
         self,
@@ -242,8 +229,8 @@ class Recorder:
             loss = {} if losses is None else {"loss": losses[task - 1]}
             row = {"rank": rank, **when, "task": task, "accuracy": accuracy, **loss}
             self.log("evaluated_at_rank", **row)
-            self._ranks.append({"after_task": len(self._tasks), **row})
-        self.folder.write_rank_curve(self._ranks)
+            self._found.ranks.append({"after_task": len(self._found.tasks), **row})
+        self.folder.write_rank_curve(self._found.ranks)
 
     def warning(self, text: str) -> None:
         """Records a warning and shows it on standard error."""
@@ -252,7 +239,33 @@ class Recorder:
 
     def log(self, event: str, /, **fields: Any) -> None:
         """Writes one event to the log and passes it to the trackers; for values that have no method of their own."""
-        self._trackers.log(self._events.write(event, **fields))
+        record = self._events.write(event, **fields)
+        if not self._events.silent or event == "run_started":  # which says whose run it is
+            self._trackers.log(record)
+
+    def silence(self, silent: bool) -> None:
+        """Records no events, or does again: a run that is taken up goes through what it has recorded before."""
+        self._events.silent = silent
+
+    def settled(self) -> tuple[int, str]:
+        """Waits until the event log is on the disk; returns its bytes, and their SHA-256."""
+        return self._events.settled()
+
+    def saved(self) -> dict[str, Any]:
+        """What was measured so far, in plain values."""
+        return self._found.saved()
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on with what an earlier attempt had measured, and shows it."""
+        self._found.restore(state)
+        for after, row in self._found.evaluated():
+            losses = self._found.losses.row(after)
+            self._console.evaluation(after, row, losses if any(item is not None for item in losses) else None)
+
+    def resumed(self, where: str) -> None:
+        """Records that the run goes on, and from where."""
+        self.silence(False)
+        self.log("resumed", where=where)
 
     def run_finished(self, summary_fields: Mapping[str, Any]) -> dict[str, Any]:
         """Ends a run that did what it was asked: summary, closing table, and ``DONE`` as the last file.
@@ -262,7 +275,7 @@ class Recorder:
         """
         summary = self._end("done", summary_fields)
         self._draw_report()
-        self._console.closing(summary, self._parameters, self.folder.path, self._probes.before_and_after())
+        self._console.closing(summary, self._found.parameters, self.folder.path, self._found.probes.before_and_after())
         self._close()
         self.folder.mark_done()
         return summary
@@ -286,21 +299,14 @@ class Recorder:
             self._close()
 
     def _end(self, status: str, summary_fields: Mapping[str, Any]) -> dict[str, Any]:
-        last = self._parameters[-1] if self._parameters else {}
-        counts = {key: last[column] for key, column in _FROM_PARAMETERS.items() if column in last}
-        metrics = summarize(self.matrix, self.initial) if self._tasks else {}
-        summary = {**counts, **self._summary, **summary_fields, "status": status, **metrics}
-        kept = self._probes.retention()
-        for found in (self._losses.summary(), {} if kept is None else {"retention": kept}):
-            # a stream that measures one of its own has said so
-            summary |= {key: value for key, value in found.items() if summary.get(key) is None}
+        summary = self._found.summarise(status, summary_fields)
         self.folder.write_summary(summary)
         self.log("run_ended", **summary)
         return summary
 
     def _draw_report(self) -> None:
         """Draws what was measured; a picture that cannot be drawn must not cost the run."""
-        if self._report is None or np.isnan(self.matrix).all():
+        if self._report is None or np.isnan(self._found.matrix).all():
             return
         try:
             self._report(self.folder.path)

@@ -1,11 +1,14 @@
-"""Takes secrets out of what leaves the machine: keys that hold one, URLs with credentials, the environment's."""
+"""Takes secrets out of what is written or sent: those under telling keys, in URLs, and of the environment."""
 
 from __future__ import annotations
 
+import functools
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlsplit
 
 HIDDEN = "***"
 _SECRET_WORDS = {
@@ -18,44 +21,142 @@ _SECRET_WORDS = {
     "credential",
     "credentials",
     "apikey",
+    "sig",
+    "signature",
 }
+_SECRET_ENDS = ("password", "passwd", "apikey", "accesskey", "secret")  # PGPASSWORD is one word
 _SECRET_PAIRS = {("api", "key"), ("access", "key"), ("private", "key"), ("secret", "key"), ("auth", "key")}
+# of a tokenizer's special tokens, which everybody knows
+_KNOWN_TOKENS = {"bos", "eos", "pad", "unk", "sep", "cls", "mask", "image", "special", "start", "end", "first", "last"}
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _USER_IN_URL = re.compile(r"(?P<scheme>\b[a-zA-Z][\w+.-]*://)[^\s/@'\"]+@")
 _ASSIGNED = re.compile(r"(?P<key>[\w.-]+)(?P<sign>['\"]?\s*[=:]\s*)(?P<value>'[^']*'|\"[^\"]*\"|[^\s&,;'\"}\]]+)")
-_BEARER = re.compile(r"(?i)\b(bearer\s+)\S+")
+_IN_QUERY = re.compile(r"(?P<sign>[?&;#])(?P<key>[\w.%-]+)=(?P<value>[^\s&;#'\"<>\])}]+)")
+_AUTHORISED = re.compile(r"(?i)\b(authorization['\"]?\s*[:=]\s*['\"]?(?:basic|digest|token)\s+|bearer\s+)[^\s'\"]+")
+_SHAPES = re.compile(  # what the keys of well-known services look like, wherever they stand
+    r"\b(?:hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}|sk-[\w-]{20,}"
+    r"|wandb_v\d_[\w-]{20,}|AKIA[0-9A-Z]{16}|xox[abprs]-[\w-]{10,}|AIza[\w-]{30,}|eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]+)"
+)
+_NUMBER = re.compile(r"[-+]?[\d.]+(?:[eE][-+]?\d+)?%?|None|null|true|false|True|False")
+_LONG_NUMBER = 6  # digits
 _SHORTEST = 8  # of a value of the environment; a shorter one would hide half the words of a text
 
 
+@functools.lru_cache(maxsize=4096)
 def is_secret(key: str) -> bool:
-    """Whether a key's name says that it holds a secret: `hf_token` and `apiKey` do, `tokenizer` does not."""
+    """Whether a key's name says that it holds a secret: `hf_token` and `apiKey` do, `tokenizer`, `pad_token` do not."""
     words = [word.lower() for word in _WORDS.findall(key)]
-    return bool(_SECRET_WORDS & set(words)) or bool(_SECRET_PAIRS & set(zip(words, words[1:], strict=False)))
+    for before, word in zip(["", *words], words, strict=False):
+        if word in _SECRET_WORDS and not (word == "token" and before in _KNOWN_TOKENS):
+            return True
+        if word.endswith(_SECRET_ENDS) or (before, word) in _SECRET_PAIRS:
+            return True
+    return False
 
 
 def redact(content: Any) -> Any:
-    """A copy of a configuration, or of any nest of mappings, lists and texts, without secrets."""
-    if isinstance(content, Mapping):
-        return {key: HIDDEN if is_secret(str(key)) and item else redact(item) for key, item in content.items()}
-    if isinstance(content, list | tuple):
-        return [redact(item) for item in content]
-    return redact_text(content) if isinstance(content, str) else content
+    """A copy of a configuration, or of any nest of mappings, lists and texts, without secrets.
+
+    Numbers stay, also under a key such as `token_accuracy`, which measures something; a long one under `password` goes.
+    """
+    return _redacted(content, _Environment(), "")
 
 
 def redact_text(text: str) -> str:
-    """A text without secrets: those of the environment, in URLs, and after a telling name and = or a colon."""
-    for value in _secrets_of_environment():
-        text = text.replace(value, HIDDEN)
-    text = _BEARER.sub(rf"\g<1>{HIDDEN}", _USER_IN_URL.sub(rf"\g<scheme>{HIDDEN}@", text))
-
-    def hide(found: re.Match[str]) -> str:
-        telling = is_secret(found["key"]) and not found["key"].lower().startswith("credential")  # a word of messages
-        quote = found["value"][0] if found["value"][0] in "'\"" else ""
-        return f"{found['key']}{found['sign']}{quote}{HIDDEN}{quote}" if telling else found[0]
-
-    return _ASSIGNED.sub(hide, text)
+    """A text without secrets: those of the environment, in URLs, of known shapes, after a telling name and = or :."""
+    return _without(text, _Environment())
 
 
-def _secrets_of_environment() -> list[str]:
-    found = {value for key, value in os.environ.items() if is_secret(key) and len(value) >= _SHORTEST}
-    return sorted(found, key=len, reverse=True)
+def hidden_keys(content: Any, prefix: str = "") -> list[str]:
+    """The dotted keys of a configuration in whose place, or in part of it, a secret stood when it was written."""
+    if isinstance(content, Mapping):
+        return [key for name, item in content.items() for key in hidden_keys(item, f"{prefix}{name}.")]
+    if isinstance(content, list | tuple):
+        return [key for item in content for key in hidden_keys(item, prefix)][:1]
+    return [prefix.rstrip(".")] if isinstance(content, str) and HIDDEN in content else []
+
+
+def redact_file(path: Path) -> None:
+    """Writes a YAML file of somebody else's again, without secrets; one without secrets stays as it is.
+
+    Raises:
+        OSError: it cannot be read or written.
+    """
+    import yaml
+
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    cleaned = redact(content)
+    if cleaned == content:
+        return
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(yaml.safe_dump(cleaned, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    partial.replace(path)
+
+
+class _Environment:
+    """The secrets of the environment, looked for when the first text comes that could hold one."""
+
+    @functools.cached_property
+    def secrets(self) -> list[str]:
+        """Values of telling variables, and passwords in URLs that others hold; the longest first."""
+        found = {value for value in _values_of_environment() if len(value) >= _SHORTEST}
+        return sorted(found | {quote(value, safe="") for value in found}, key=len, reverse=True)
+
+
+def _redacted(content: Any, environment: _Environment, key: str) -> Any:
+    """A copy without secrets of what stands under a telling ``key``, or under none (empty)."""
+    if isinstance(content, Mapping):
+        return {
+            name: _redacted(item, environment, str(name) if is_secret(str(name)) else key)
+            for name, item in content.items()
+        }
+    if isinstance(content, list | tuple):
+        return [_redacted(item, environment, key) for item in content]
+    if isinstance(content, str):
+        return HIDDEN if key and content else _without(content, environment)
+    return HIDDEN if key and type(content) is int and _is_code(key, str(content)) else content
+
+
+def _is_code(key: str, number: str) -> bool:
+    """Whether a number is a secret: it is long, and the telling word comes last."""
+    return number.isdecimal() and len(number) >= _LONG_NUMBER and is_secret(key.rpartition("_")[2] or key)
+
+
+def _without(text: str, environment: _Environment) -> str:
+    assigned = "=" in text or ":" in text
+    if len(text) < _SHORTEST and not assigned:
+        return text
+    for value in environment.secrets:
+        if value in text:
+            text = text.replace(value, HIDDEN)
+    text = _SHAPES.sub(HIDDEN, text)
+    if "://" in text:
+        text = _USER_IN_URL.sub(rf"\g<scheme>{HIDDEN}@", text)
+    if assigned:
+        text = _ASSIGNED.sub(_hide, _IN_QUERY.sub(_hide, text))
+    if "bearer" in (lowered := text.lower()) or "authorization" in lowered:
+        text = _AUTHORISED.sub(rf"\g<1>{HIDDEN}", text)
+    return text
+
+
+def _hide(found: re.Match[str]) -> str:
+    key, value = found["key"], found["value"]
+    telling = is_secret(key) and not key.lower().startswith("credential")  # a word of messages
+    if not telling or (_NUMBER.fullmatch(value) and not _is_code(key, value)):
+        return found[0]
+    if found.re is _IN_QUERY:
+        return f"{found['sign']}{key}={HIDDEN}"
+    mark = value[0] if value[0] in "'\"" else ""
+    return f"{key}{found['sign']}{mark}{HIDDEN}{mark}"
+
+
+def _values_of_environment() -> Iterator[str]:
+    for key, value in os.environ.items():
+        if is_secret(key):
+            yield value.strip()
+        elif "@" in value and "://" in value:
+            try:
+                found = urlsplit(value)
+                yield from filter(None, (found.password, found.username if found.password is None else None))
+            except ValueError:  # no URL after all
+                continue

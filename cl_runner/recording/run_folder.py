@@ -8,13 +8,13 @@ import errno
 import io
 import json
 import math
-import os
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cl_runner.errors import RequestError
+from cl_runner.recording.durable import write_whole
 from cl_runner.recording.events import plain, write_error
 
 PARAMETER_COLUMNS = (
@@ -50,13 +50,16 @@ class RunFolder:
         self._path = Path(path)
 
     @classmethod
-    def create(cls, path: Path, config: Mapping[str, Any] | str | Any, overrides: Sequence[str]) -> RunFolder:
+    def create(
+        cls, path: Path, config: Mapping[str, Any] | str | Any, overrides: Sequence[str], *, begun: bool = False
+    ) -> RunFolder:
         """Makes the folder and writes ``config.yaml`` and ``overrides.yaml`` into it.
 
         Args:
             path: the folder; it may exist as long as it holds no run.
             config: the resolved configuration: YAML text, a mapping or an OmegaConf node.
             overrides: what the user typed.
+            begun: the folder holds a run that goes on, without its configuration.
 
         Raises:
             RequestError: names ``output_root``; no permission, no space, a file in the way, or a run there already.
@@ -65,7 +68,7 @@ class RunFolder:
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
             held = [name for name in _MARKS_OF_A_RUN if (folder.path / name).exists()]
-            if held:
+            if held and not begun:
                 raise _already_holds(folder.path, held[0])
             folder._write_exclusively("config.yaml", _yaml(config))
         except OSError as error:
@@ -168,17 +171,7 @@ class RunFolder:
             picture.unlink(missing_ok=True)
 
     def _write(self, name: str, text: str) -> None:
-        place, partial = self._path / name, self._path / f".{name}.partial"
-        try:
-            with partial.open("w", encoding="utf-8", newline="") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(place)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                partial.unlink()
-            raise write_error(error, place) from error
+        write_whole(self._path / name, [text.encode()])
 
     def _write_exclusively(self, name: str, text: str) -> None:
         """Writes a file that must be new: of two runs that claim one folder at the same time one is refused."""

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from cl_runner.recording.redact import redact
+
 FILE = "wandb.json"
 DEFAULT_PROJECT = "cl-run"
 DEFAULT_HOST = "https://api.wandb.ai"
@@ -41,7 +43,7 @@ class Identity:
     def save(self, folder: Path) -> None:
         """Writes it into the run folder, whole or not at all."""
         partial = folder / f".{FILE}.partial"
-        partial.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps(redact(asdict(self)), indent=2) + "\n", encoding="utf-8")
         partial.replace(folder / FILE)
 
     @classmethod

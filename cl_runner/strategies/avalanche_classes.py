@@ -5,6 +5,7 @@ Recipes import this module only when a strategy is built, so that a request can 
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -18,7 +19,9 @@ from torch.nn.functional import binary_cross_entropy, mse_loss, one_hot
 
 from cl_runner.backbones.network import Network
 from cl_runner.backbones.text_head import TextHead
+from cl_runner.strategies.restartable import InOrder
 from cl_runner.strategies.ridge import RecursiveRidge, RidgeFusion
+from cl_runner.training.draws import Draws
 from cl_runner.training.strategy import LaneMixin
 
 
@@ -45,12 +48,17 @@ class LaneDER(LaneMixin, DER):
     samples is that of the run, where Avalanche has a plain cross-entropy as soon as there is a memory.
     """
 
-    memory: Any = None  # batches of stored samples, kept from Avalanche's own loss
+    memory: Draws | None = None  # batches of stored samples, kept from Avalanche's own loss
     replay_loader: Any
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.storage_policy.seen_classes = InOrder()  # type: ignore[assignment]
 
     def _before_training_exp(self, **kwargs: Any) -> None:
         super()._before_training_exp(**kwargs)
-        self.memory, self.replay_loader = self.replay_loader, None
+        loader, self.replay_loader = self.replay_loader, None
+        self.memory = None if loader is None else Draws(lambda: loader, self.lane.generator)
 
     def _after_training_exp(self, **kwargs: Any) -> None:
         self.memory = None
@@ -124,10 +132,17 @@ class LaneICaRL(LaneMixin, ICaRL):
             place = next(i for i, plugin in enumerate(self.plugins) if isinstance(plugin, ICaRLLossPlugin))
             self.plugins[place] = self._criterion = loss
 
+    def _before_training(self, **kwargs: Any) -> None:
+        """Gives the loss its teacher: the network as the task before left it."""
+        if self._criterion.old_classes:
+            self._criterion.old_model = copy.deepcopy(self.model)
+        super()._before_training(**kwargs)
+
     def _after_training_exp(self, **kwargs: Any) -> None:
-        """Lets the loss copy its teacher afresh: an adapter's first set has no place in the copy of an earlier task."""
+        """Keeps no teacher between two tasks: an adapter's first set has no place in the copy of an earlier one."""
         self._criterion.old_model = None
         super()._after_training_exp(**kwargs)
+        self._criterion.old_model = None
 
 
 class LaneFrozen(LaneMixin, SupervisedTemplate):
@@ -164,6 +179,15 @@ class RidgePlugin(SupervisedPlugin):
             seen.append(labels.unique())
         self.network.train()
         self.fusion.learn(self.regression.solve(), torch.cat(seen).unique())
+
+    def memory(self) -> dict[str, Any]:
+        """The sums over everything seen."""
+        return {"products": self.regression.products_HH, "targets": self.regression.targets_CH}
+
+    def remember(self, memory: dict[str, Any]) -> None:
+        """Takes the sums back; the weights that came of them are the network's."""
+        self.regression.products_HH.copy_(memory["products"])
+        self.regression.targets_CH.copy_(memory["targets"])
 
     def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Says which classes are candidates: the task's own, or without task labels those of all tasks."""

@@ -5,7 +5,6 @@ Shapes: B images of a batch, N reference images, M reference texts, d features.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,7 +13,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from cl_runner.backbones.network import Network
-from cl_runner.training.lane import Batch, Lane, LaneLoader, ShuffledBatches
+from cl_runner.training.draws import Draws
+from cl_runner.training.lane import Lane, LaneLoader, ShuffledBatches
 from cl_runner.training.reference import ReferenceSet
 
 PROMPTS = 256  # encoded together
@@ -69,7 +69,7 @@ class ReferenceDistillation(SupervisedPlugin):
         self.batch_size, self.weight, self.temperature, self.previous = batch_size, weight, temperature, previous
         self.generator = torch.Generator().manual_seed(seed)  # of its own: the stream's order is that of other runs
         self.teacher: tuple[Tensor, Tensor] | None = None
-        self.batches: Iterator[Batch] = iter(())
+        self.batches: Draws | None = None
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Asks the teacher, and lays out the reference images of the task."""
@@ -78,16 +78,36 @@ class ReferenceDistillation(SupervisedPlugin):
         ids = torch.arange(len(self.reference.store))
         order = ShuffledBatches(ids, self.batch_size, self.generator)
         steps = strategy.epoch_batches * strategy.train_epochs
-        self.batches = iter(LaneLoader(self.lane, order, augmented=False, iterations=steps))
+        loader = LaneLoader(self.lane, order, augmented=False, iterations=steps)
+        self.batches = Draws(lambda: loader, self.generator)
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
         """Adds the loss of one batch of reference images."""
+        assert self.batches is not None
         images, rows, _ = next(self.batches)
         strategy.loss += self.weight * self.loss(images, rows)
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Lets the images that were fetched ahead go."""
-        self.batches = iter(())
+        self.batches = None
+
+    def memory(self) -> dict[str, Any]:
+        """The teacher, where it is that before the first task, and the order of the images to come."""
+        return {"teacher": None if self.previous else self.teacher, "draws": self.generator.get_state()}
+
+    def remember(self, memory: dict[str, Any]) -> None:
+        """Takes both back."""
+        self.teacher = None if memory["teacher"] is None else tuple(memory["teacher"])  # type: ignore[assignment]
+        self.generator.set_state(memory["draws"])
+
+    def course(self) -> dict[str, Any]:
+        """How many batches of reference images there were."""
+        return {"taken": 0 if self.batches is None else self.batches.taken}
+
+    def take_up(self, course: dict[str, Any]) -> None:
+        """Goes on with the batches after them."""
+        assert self.batches is not None
+        self.batches.skip_to(course["taken"])
 
     def loss(self, images: Tensor, rows: Tensor) -> Tensor:
         """The distillation loss on reference images, of which ``rows`` are the places in the set."""

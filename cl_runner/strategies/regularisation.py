@@ -57,14 +57,13 @@ class LwF(Strategy):
 
     def plugins(self, workshop: Workshop) -> list[Any]:
         """Avalanche's LwF; for texts the same over the vocabulary."""
-        from avalanche.training.plugins import LwFPlugin
-
         if workshop.network.reads_text:
             from cl_runner.strategies.token_distillation import TokenDistillation
 
             return [TokenDistillation(alpha=self.alpha, temperature=self.temperature)]
+        from cl_runner.strategies.restartable import LaneLwF
 
-        return [LwFPlugin(alpha=self.alpha, temperature=self.temperature)]
+        return [LaneLwF(alpha=self.alpha, temperature=self.temperature)]
 
 
 class SI(Strategy):

@@ -82,9 +82,9 @@ class AGEM(Strategy):
 
     def plugins(self, workshop: Workshop) -> list[Any]:
         """Avalanche's A-GEM."""
-        from avalanche.training.plugins import AGEMPlugin
+        from cl_runner.strategies.restartable import LaneAGEM
 
-        return [AGEMPlugin(_share(self.mem_size, workshop.n_tasks), self.sample_size)]
+        return [LaneAGEM(_share(self.mem_size, workshop.n_tasks), self.sample_size)]
 
 
 class DER(Strategy):

@@ -38,6 +38,11 @@ class TokenDistillation(SupervisedPlugin):
         term = kl_div(found.log_softmax(1), wanted.log_softmax(1), reduction="batchmean", log_target=True)
         strategy.loss += self.alpha * term
 
+    def before_training(self, strategy: Any, **kwargs: Any) -> None:
+        """Copies the network as the task before left it."""
+        if strategy.clock.train_exp_counter:
+            self.teacher = copy.deepcopy(strategy.model).eval().requires_grad_(False)
+
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Keeps a copy of the network as the teacher of the next task."""
-        self.teacher = copy.deepcopy(strategy.model).eval().requires_grad_(False)
+        """Keeps no teacher between two tasks."""
+        self.teacher = None

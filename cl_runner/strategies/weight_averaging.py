@@ -49,6 +49,14 @@ class Interpolation(SupervisedPlugin):
         if self.previous or not self.reference:
             self.reference = copied(trained_weights(strategy.model))
 
+    def memory(self) -> dict[str, Any]:
+        """The model before the first task, where that is the reference."""
+        return {"reference": {} if self.previous else self.reference}
+
+    def remember(self, memory: dict[str, Any]) -> None:
+        """Takes the reference back."""
+        self.reference = memory["reference"]
+
     @torch.no_grad()
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Goes back towards it."""
@@ -86,6 +94,14 @@ class RunningAverage(SupervisedPlugin):
             self._count_in(strategy.model)
         write(trained_weights(strategy.model), self.mean)
         self.mean = {}
+
+    def course(self) -> dict[str, Any]:
+        """The average so far, and how much is in it."""
+        return {"mean": self.mean, "models": self.models, "steps": self.steps}
+
+    def take_up(self, course: dict[str, Any]) -> None:
+        """Goes on averaging."""
+        self.mean, self.models, self.steps = course["mean"], course["models"], course["steps"]
 
     @torch.no_grad()
     def _count_in(self, model: nn.Module) -> None:
