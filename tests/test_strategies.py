@@ -230,10 +230,11 @@ def test_lwf_distils_a_copy_of_the_network_of_the_task_before(tmp_path, monkeypa
     states: list[dict] = []
     snapshots = Watch(after_training_exp=lambda strategy: states.append(network_state(strategy.model)))
     typed = ["strategy=lwf", "strategy.alpha=10", "benchmark.task_labels=false"]
-    made = watched_run(tmp_path, monkeypatch, *typed, before=snapshots, after=watch)
+    teachers: list[Any] = []
+    began = Watch(before_training_exp=lambda strategy: teachers.append(plugin_of(strategy, LwFPlugin).lwf.prev_model))
+    watched_run(tmp_path, monkeypatch, *typed, before=snapshots, after=watch, began=began)
     check_penalty(pairs)
-    teacher = plugin_of(made, LwFPlugin).lwf.prev_model
-    assert same(network_state(teacher), states[-1]) and not same(states[0], states[1])
+    assert teachers[0] is None and same(network_state(teachers[1]), states[0]) and not same(states[0], states[1])
 
 
 def test_si_holds_weights_by_their_importance(tmp_path, monkeypatch):
