@@ -14,6 +14,7 @@ from cl_runner.cells import cell_folder, finished, is_cell, summary_of
 from cl_runner.config.checks import settle
 from cl_runner.config.identity import CONFIGURATION, differences, what_matters
 from cl_runner.errors import RequestError, shown
+from cl_runner.faults import explain
 from cl_runner.recording.checkpoints import Checkpoint, Checkpoints
 from cl_runner.recording.console import Console
 from cl_runner.recording.events import CsvTracker, EventLog, Tracker, read_events
@@ -104,7 +105,8 @@ def _execute(
         if recorder is not None:
             recorder.run_failed(error, "failed")
         trace = folder.write_error(error)
-        lines = [f"cl-run: the run failed: {_told(error)}", f"the traceback is in {trace}"]
+        reason = explain(error, config) or _told(error)
+        lines = [f"cl-run: the run failed: {reason}".replace("\n", "\n        "), f"the traceback is in {trace}"]
         last = checkpoints.latest(lambda text: None)
         if last is not None:
             lines.append(f"the last good checkpoint is {last.number}, {last.where}, in {checkpoints.folder}")

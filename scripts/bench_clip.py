@@ -36,7 +36,7 @@ from cl_runner.benchmarks.avalanche_view import avalanche_benchmark
 from cl_runner.benchmarks.store import ImageStore, Part
 from cl_runner.benchmarks.stream import Task, TaskStream
 from cl_runner.config.compose import compose
-from cl_runner.learning import assemble
+from cl_runner.stage import assemble
 from cl_runner.training.losses import ContrastiveLoss
 
 WAYS = ("plain", "ours", "compute_only")

@@ -203,7 +203,7 @@ def ours(case: dict[str, Any], images: np.ndarray, labels: np.ndarray, augment: 
     from cl_runner.benchmarks.store import ImageStore, Part
     from cl_runner.benchmarks.stream import Task, TaskStream
     from cl_runner.config.compose import compose
-    from cl_runner.learning import assemble
+    from cl_runner.stage import assemble
 
     store = ImageStore(images=images, labels=labels, tasks=np.zeros_like(labels), mean=MEAN, std=STD)
     part = Part(store, torch.arange(len(images)), 0)

@@ -39,7 +39,7 @@ from cl_runner.benchmarks.text.ragged import Ragged
 from cl_runner.benchmarks.text.store import TokenStore
 from cl_runner.benchmarks.text.stream import LanguageStream
 from cl_runner.config.compose import compose
-from cl_runner.learning import assemble
+from cl_runner.stage import assemble
 from cl_runner.tokens import IGNORED
 from cl_runner.training.token_measures import TokenCrossEntropy
 

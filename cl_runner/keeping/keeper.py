@@ -41,7 +41,7 @@ class Keeper(KeepsNothing):
         self._parts, self._checkpoints, self._interval, self.stop = parts, checkpoints, interval, stop
         self._network = parts.plugin.network
         self._initial = weights.fingerprints(self._network) if checkpoints is not None else {}
-        self._first_weights = {} if checkpoints is None else weights.everything(self._network)
+        self._first_weights = weights.everything(self._network)
         self._began = self._written = time.monotonic()
         self._base: int | None = None
         self._pending: State | None = None

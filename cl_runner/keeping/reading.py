@@ -15,12 +15,13 @@ from cl_runner.keeping.packing import Unpacker
 from cl_runner.recording.checkpoints import Checkpoint, Checkpoints
 
 
-def read_state(checkpoint: Checkpoint, known: Callable[[str], Tensor], device: torch.device) -> dict[str, Any]:
+def read_state(checkpoint: Checkpoint, known: Callable[[str], Tensor] | None, device: torch.device) -> dict[str, Any]:
     """The state in a checkpoint.
 
     Args:
         checkpoint: one that is whole.
-        known: gives a tensor that was not stored because it can be had again, by its name in the network.
+        known: gives a tensor that was not stored because it can be had again, by its name in the network; None: its
+            fingerprint stands for it.
         device: where tensors go that were not on the host.
 
     Raises:
@@ -44,10 +45,6 @@ def last_of(run: Path, told: Callable[[str], None]) -> Checkpoint:
 
 
 def read_between(run: Path) -> dict[str, Any]:
-    """The state after the last task that a run has trained; tensors that were not stored are None."""
+    """The state after the last task that a run has trained; fingerprints stand for tensors that were not stored."""
     found = last_of(run, lambda text: None)
-    return read_state(found.base or found, _absent, torch.device("cpu"))
-
-
-def _absent(name: str) -> Any:
-    raise LookupError(name)
+    return read_state(found.base or found, None, torch.device("cpu"))
