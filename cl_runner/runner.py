@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from cl_runner.cells import cell_folder, finished, is_cell, summary_of
 from cl_runner.config.checks import settle
 from cl_runner.config.identity import CONFIGURATION, differences, what_matters
+from cl_runner.config.taken_up import taken_up
 from cl_runner.errors import RequestError, shown
 from cl_runner.faults import explain
 from cl_runner.recording.checkpoints import Checkpoint, Checkpoints
@@ -51,7 +52,7 @@ def run(
     """
     settled = settle(config, list(overrides))
     if settled.resume is not None:
-        return _resume(settled)
+        return _resume(settled, list(overrides))
     if in_sweep and is_cell(settled):
         return _run_cell(settled, experiment, list(overrides))
     place = _place(settled, experiment)
@@ -135,7 +136,7 @@ def _trackers(config: DictConfig, folder: RunFolder, console: Console, experimen
     return trackers
 
 
-def _resume(config: DictConfig) -> RunResult:
+def _resume(config: DictConfig, overrides: list[str]) -> RunResult:
     """Goes on in a run folder: nothing to do where it is done, from the start where there is no checkpoint."""
     path = Path(config.resume).expanduser()
     if not (path / "config.yaml").is_file():
@@ -148,8 +149,10 @@ def _resume(config: DictConfig) -> RunResult:
         Console(quiet=config.quiet).note(f"{path} is done; nothing to resume")
         return RunResult(path, summary)
     try:
-        earlier = settle(OmegaConf.merge(OmegaConf.load(path / "config.yaml"), {"quiet": config.quiet}))
-    except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
+        begun = OmegaConf.merge(OmegaConf.load(path / "config.yaml"), {"quiet": config.quiet})
+        assert isinstance(begun, DictConfig)
+        earlier = settle(taken_up(begun, config, overrides))
+    except (OSError, AssertionError, TypeError, ValueError, yaml.YAMLError) as error:
         raise RequestError(
             f"resume={path}: its config.yaml is damaged: {shown(error, 200)}", "start a new run without resume"
         ) from error
