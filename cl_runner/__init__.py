@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cl_runner.result import RunResult
+    from cl_runner.revisit import load
     from cl_runner.runner import run
 
 try:
@@ -14,7 +15,7 @@ try:
 except metadata.PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0.0.0"
 
-__all__ = ["RunResult", "__version__", "run"]
+__all__ = ["RunResult", "__version__", "load", "run"]
 
 
 def __getattr__(name: str) -> Any:
@@ -22,6 +23,10 @@ def __getattr__(name: str) -> Any:
         from cl_runner.runner import run
 
         return run
+    if name == "load":
+        from cl_runner.revisit import load
+
+        return load
     if name == "RunResult":
         from cl_runner.result import RunResult
 

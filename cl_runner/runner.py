@@ -51,6 +51,8 @@ def run(
         RunFailed: the run itself failed or was interrupted.
     """
     settled = settle(config, list(overrides))
+    if settled.mode == "eval":
+        return _evaluate(settled, list(overrides))
     if settled.resume is not None:
         return _resume(settled, list(overrides))
     if in_sweep and is_cell(settled):
@@ -67,8 +69,18 @@ def _execute(
     *,
     fresh: bool = True,
     checkpoint: Checkpoint | None = None,
+    revisited: Checkpoint | None = None,
 ) -> RunResult:
-    """Trains or plans in the folder, and leaves it telling how that ended; a fresh one goes where nothing began."""
+    """Trains, evaluates or plans in the folder, and leaves it telling how that ended.
+
+    Args:
+        config: settled.
+        folder: made.
+        experiment: names the run.
+        fresh: nothing was there; a run that is refused leaves no folder then.
+        checkpoint: what to go on from.
+        revisited: another run's, with mode=eval.
+    """
     console = Console(quiet=config.quiet)
     checkpoints = Checkpoints(folder.path)
     recorder = None
@@ -83,6 +95,11 @@ def _execute(
             recorder = Recorder(
                 folder, events, console, trackers=trackers, report=_draw_report if config.report else None
             )
+            if config.mode == "eval":
+                from cl_runner.revisit import evaluate_again
+
+                assert revisited is not None
+                return evaluate_again(config, folder, recorder, experiment, revisited)
             from cl_runner.learning import learn  # imports torch and Avalanche, which takes seconds
 
             return learn(
@@ -139,26 +156,51 @@ def _trackers(config: DictConfig, folder: RunFolder, console: Console, experimen
 def _resume(config: DictConfig, overrides: list[str]) -> RunResult:
     """Goes on in a run folder: nothing to do where it is done, from the start where there is no checkpoint."""
     path = Path(config.resume).expanduser()
-    if not (path / "config.yaml").is_file():
-        raise RequestError(
-            f"resume={path}: this is no run folder, it has no config.yaml", "give a folder below outputs/"
-        )
+    begun = _begun(path, f"resume={path}", config)
     folder = RunFolder(path)
     summary = summary_of(path)
     if folder.done:
         Console(quiet=config.quiet).note(f"{path} is done; nothing to resume")
         return RunResult(path, summary)
-    try:
-        begun = OmegaConf.merge(OmegaConf.load(path / "config.yaml"), {"quiet": config.quiet})
-        assert isinstance(begun, DictConfig)
-        earlier = settle(taken_up(begun, config, overrides))
-    except (OSError, AssertionError, TypeError, ValueError, yaml.YAMLError) as error:
-        raise RequestError(
-            f"resume={path}: its config.yaml is damaged: {shown(error, 200)}", "start a new run without resume"
-        ) from error
+    earlier = settle(taken_up(begun, config, overrides))
     with held(path):
         name = summary.get("experiment") or path.resolve().parent.name
         return _execute(earlier, folder, name, fresh=False, checkpoint=_checkpoint(earlier, folder))
+
+
+def _evaluate(config: DictConfig, overrides: list[str]) -> RunResult:
+    """Evaluates the network of a run folder once more, into a folder of its own."""
+    path = Path(config.checkpoint).expanduser()
+    begun = _begun(path, f"checkpoint={path}", config)
+    found = Checkpoints(path).latest(Console(quiet=config.quiet).warning)
+    if found is None:
+        raise RequestError(f"checkpoint={path}: there is no checkpoint in it that can be used", "train it first")
+    same = [word for word in overrides if word.partition("=")[0] not in ("mode", "checkpoint")]
+    settings = {"mode": "eval", "checkpoint": str(path), "resume": None, "output_root": config.output_root}
+    again = settle(OmegaConf.merge(taken_up(begun, config, same), settings))
+    name = str(summary_of(path).get("experiment") or path.resolve().parent.name)
+    place = _place(again, "eval")
+    with held(place):
+        return _execute(again, RunFolder.create(place, again, overrides), name, revisited=found)
+
+
+def _begun(path: Path, asked: str, config: DictConfig) -> DictConfig:
+    """The configuration that a run was begun with, as its folder has it.
+
+    Raises:
+        RequestError: it is no run folder, or its configuration is damaged.
+    """
+    if not (path / "config.yaml").is_file():
+        raise RequestError(f"{asked}: this is no run folder, it has no config.yaml", "give a folder below outputs/")
+    try:
+        begun = OmegaConf.merge(OmegaConf.load(path / "config.yaml"), {"quiet": config.quiet})
+        settle(begun)
+    except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise RequestError(
+            f"{asked}: its config.yaml is damaged: {shown(error, 200)}", "start a new run without it"
+        ) from error
+    assert isinstance(begun, DictConfig)
+    return begun
 
 
 def _checkpoint(config: DictConfig, folder: RunFolder) -> Checkpoint | None:

@@ -46,7 +46,7 @@ ONLY = {  # third-party libraries that a part may know at all
     "metrics": {"numpy"},
     "scores": {"numpy", "rouge", "rapidfuzz"},
 }
-IMPORTERS = {"cli": set(), "runner": {"__init__.py", "cli.py"}, "learning": {"runner.py"}, "planning": {"runner.py"}}
+IMPORTERS = {"cli": set(), "runner": {"__init__.py", "cli.py"}, "learning": {"runner.py", "revisit.py"}, "planning": {"runner.py"}}
 
 
 def tree(file: Path) -> ast.Module:
@@ -58,8 +58,10 @@ def name(file: Path) -> str:
 
 
 def imports(node: ast.AST) -> Iterator[str]:
-    """Every module imported anywhere, in full: `from a import b` gives a and a.b."""
+    """Every module imported anywhere, in full: `from a import b` gives a and a.b; `library("a", ...)` imports a."""
     for item in ast.walk(node):
+        if isinstance(item, ast.Call) and "library" in (getattr(item.func, "id", ""), getattr(item.func, "attr", "")):
+            yield from (str(word.value) for word in item.args[:1] if isinstance(word, ast.Constant))
         if isinstance(item, ast.Import):
             yield from (alias.name for alias in item.names)
         elif isinstance(item, ast.ImportFrom):

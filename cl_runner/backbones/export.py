@@ -18,8 +18,8 @@ SUFFIX = ".safetensors"
 IN_FOLDER = f"model{SUFFIX}"  # what transformers looks for
 
 
-def check_export(path: str | Path, network: TaskNetwork) -> Path:
-    """Returns where weights are to go, before any work is done.
+def check_export(path: str | Path, network: TaskNetwork, task: int | None = None) -> Path:
+    """Returns where weights are to go, before any work is done; those of one task, or of all.
 
     A language model may go into a folder, which has no ending, as ``save_pretrained`` of transformers lays it out.
 
@@ -32,10 +32,10 @@ def check_export(path: str | Path, network: TaskNetwork) -> Path:
             f"export={path}: weights are written as {SUFFIX}",
             f"for example export=weights{SUFFIX}" + (", or a folder without an ending" if network.reads_text else ""),
         )
-    if network.per_task:
+    if network.per_task and task is None:
         raise RequestError(
             f"export={path}: adapter={network.adapter.label} keeps a set of weights for every task",
-            "export a network with a shared set or without an adapter; the run folder keeps the others",
+            "write those of one task when the run is done: cl-report export RUN --merged FILE --task N",
         )
     if any("base_layer" in name.split(".") for name, _ in network.named_modules()):
         raise RequestError(
@@ -49,11 +49,15 @@ def check_export(path: str | Path, network: TaskNetwork) -> Path:
     return file
 
 
-def merged_state(network: TaskNetwork) -> dict[str, Tensor]:
+def merged_state(network: TaskNetwork, task: int | None = None) -> dict[str, Tensor]:
     """The weights under their names in the backbone's library, deltas merged into them; copies, on the CPU.
+
+    With ``task`` they are those that it computes with: its set, its copies of modules and its classifier.
 
     Of weights that a language model uses twice (its embedding and its output layer) the first name is kept.
     """
+    if task is not None:
+        network.activate(task)
     if network.adapter is not None:
         network.adapter.merge()
     root = network.backbone.clip if isinstance(network.backbone, CLIPClassifier) else network.backbone
@@ -65,21 +69,27 @@ def merged_state(network: TaskNetwork) -> dict[str, Tensor]:
             continue
         owner = next((one for one in copied if name.startswith(f"{one}.")), None)  # a module with copies for tasks
         if owner is not None:
-            if not name.startswith(f"{owner}.base."):
+            own: Any = root.get_submodule(owner)
+            used = f"{owner}.base." if task is None or own.active is None else f"{owner}.copies.{own.active}."
+            if not name.startswith(used):
                 continue
-            name = name.replace(f"{owner}.base.", f"{owner}.", 1)
+            name = name.replace(used, f"{owner}.", 1)
         if "deltas" not in name.split("."):
             state[name] = item.detach().cpu().clone()
     if network.adapter is not None:
         network.adapter.unmerge()
     if isinstance(getattr(network, "head", None), Head):
         classifier = str(network.classifier_name)
-        head = f"{classifier}.classifiers.0."
-        state = {name.replace(head, f"{classifier}."): item for name, item in state.items()}
+        head = f"{classifier}.classifiers.{task if task is not None and network.separate_heads else 0}."
+        state = {
+            name.replace(head, f"{classifier}."): item
+            for name, item in state.items()
+            if name.startswith(head) or not name.startswith(f"{classifier}.classifiers.")
+        }
     return {name: item.contiguous() for name, item in state.items()}
 
 
-def save_weights(network: TaskNetwork, path: str | Path) -> Path:
+def save_weights(network: TaskNetwork, path: str | Path, task: int | None = None) -> Path:
     """Writes `merged_state` as safetensors, under a temporary name first; returns the file or folder.
 
     Raises:
@@ -88,12 +98,12 @@ def save_weights(network: TaskNetwork, path: str | Path) -> Path:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    place = check_export(path, network)
+    place = check_export(path, network, task)
     file = place if place.suffix else place / IN_FOLDER
     part = file.with_name(file.name + ".part")
     metadata: Any = getattr(network.backbone, "metadata", None)
     with torch.no_grad():
-        state = merged_state(network)
+        state = merged_state(network, task)
     try:
         if file != place:
             configuration = json.loads(metadata["configuration"])

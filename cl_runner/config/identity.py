@@ -33,10 +33,10 @@ def cell_hash(config: Any) -> str:
 
 
 def what_matters(config: Any) -> dict[str, Any]:
-    """A settled configuration without the keys of `IDLE`: what a run's result depends on."""
+    """A settled configuration without the keys of `IDLE` and the mode: what a run's result depends on."""
     content = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
     found: dict[str, Any] = json.loads(json.dumps(_without_idle(content), default=str))
-    return found
+    return {key: value for key, value in found.items() if key != "mode"}
 
 
 def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:

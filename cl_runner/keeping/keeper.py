@@ -203,6 +203,7 @@ class Keeper(KeepsNothing):
             "evaluated": done == 0,
             "facts": parts.facts,
             "epochs": parts.epochs,
+            "phases": parts.tasks(done),
             "network": weights.everything(self._network),
             "adapter": self._network.adapter.memory(),
             "strategy": remembered,
@@ -233,7 +234,7 @@ class Keeper(KeepsNothing):
             "adapter_step": parts.plugin.step,
             "stopped": bool(strategy._stop_training),
         }
-        where = f"in task {self._count(done) + 1}, {f'epoch {epoch + 1}, step {step}' if step else f'epoch {epoch}'}"
+        where = f"in task {self._count(done) + 1}, {f'epoch {epoch + 1}, step {step}' if step else f'after epoch {epoch}'}"
         self._write(where, state, Packer(), base=self._base)
 
     def _common(self, done: int) -> State:

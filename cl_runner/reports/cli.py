@@ -37,6 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from cl_runner.reports.sync import main as sync
 
         return sync(words[1:])
+    if words[:1] == ["export"]:
+        from cl_runner.reports.export import main as export
+
+        return export(words[1:])
     arguments = _parser().parse_args(words)
     try:
         _check(arguments)
@@ -63,7 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cl-report",
         description="Compares runs and sweeps. Runs that differ only in their seed share a row.",
-        epilog="cl-report sync RUN... sends runs to Weights & Biases; see cl-report sync --help.",
+        epilog="cl-report sync RUN... sends runs to Weights & Biases, cl-report export RUN --merged FILE writes "
+        "trained weights; see their --help.",
     )
     parser.add_argument("paths", metavar="PATH", nargs="*", type=Path, help="a run folder, or a folder of such folders")
     parser.add_argument("--format", choices=("table", *_TEXT, "html"), help="default: table; html needs --out")
