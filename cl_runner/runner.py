@@ -181,7 +181,13 @@ def _evaluate(config: DictConfig, overrides: list[str]) -> RunResult:
     name = str(summary_of(path).get("experiment") or path.resolve().parent.name)
     place = _place(again, "eval")
     with held(place):
-        return _execute(again, RunFolder.create(place, again, overrides), name, revisited=found)
+        result = _execute(again, RunFolder.create(place, again, overrides), name, revisited=found)
+    apart = result.summary.get("largest_difference")
+    if apart is not None:
+        told = f"at most {100 * apart:.2f} points apart from" if apart else "the same as"
+        after = result.summary["after_task"]
+        Console(quiet=config.quiet).note(f"accuracies after task {after}: {told} the recorded ones")
+    return result
 
 
 def _begun(path: Path, asked: str, config: DictConfig) -> DictConfig:
