@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What needs a CUDA device, in one command: correctness first, then speed. Has not been run on one yet.
-#   scripts/bench_gpu.sh [all | classes | clip | text] [OUTPUT]
+#   scripts/bench_gpu.sh [all | classes | clip | text | resume] [OUTPUT]
 # classes: the tests that are skipped without CUDA; the quickstart, whose forgetting must be 0 there too; ResNet-20 with
 #          images on the device and on the host, in float32 and in bfloat16 with channels-last; throughput is in each
 #          summary.json.
@@ -10,11 +10,12 @@
 # text:    the tests of language models on the device; LoRA of rank 64 on GPT-2 small (8 x 128 tokens, as published, and
 #          32 x 128 in bfloat16) against transformers with PEFT and against the computation alone. With IMDb and Yelp in
 #          $CL_DATA_ROOT/text and GPT-2 in $GPT2 (a folder with weights and tokenizer), the published study at full size.
+# resume:  runs that are killed and resumed in deterministic mode, which must be identical to those that were not.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 what=${1:-all}
 output=${2:-outputs/bench_gpu}
-case $what in all | classes | clip | text) ;; *) echo "bench_gpu.sh: all, classes, clip or text, not '$what'" >&2; exit 2 ;; esac
+case $what in all | classes | clip | text | resume) ;; *) echo "bench_gpu.sh: all, classes, clip, text or resume, not '$what'" >&2; exit 2 ;; esac
 python -c 'import torch, sys; sys.exit(0 if torch.cuda.is_available() else "bench_gpu.sh: torch sees no CUDA device")'
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
 mkdir -p "$output"
@@ -45,6 +46,10 @@ text() {
   fi
 }
 
-for part in classes clip text; do
+resume() {
+  python scripts/chaos.py --device cuda --kills 3 --json "$output/chaos.json"
+}
+
+for part in classes clip text resume; do
   if [ "$what" = all ] || [ "$what" = "$part" ]; then "$part"; fi
 done

@@ -3,6 +3,7 @@
     python scripts/chaos.py                         every case, 8 kills each
     python scripts/chaos.py --cases ewc+convlora    one case
     python scripts/chaos.py --kills 2 --seed 7 --json chaos.json
+    python scripts/chaos.py --device cuda           in deterministic mode
 
 Each run is a child forked from this process, which has imported everything, so that an attempt takes a second. A case
 is a strategy with an adapter on the digits stream, and an interval, chosen at random, at which its checkpoints are
@@ -84,10 +85,11 @@ class Case:
     differences: tuple[str, ...] = ()
 
 
-def typed(name: str) -> list[str]:
+def typed(name: str, device: str = "cpu") -> list[str]:
     """The overrides of a case."""
     strategy, adapter = name.split("+")
-    options = (*OPTIONS.get(strategy, ()), *OPTIONS.get(adapter, ()))
+    options = (*OPTIONS.get(strategy, ()), *OPTIONS.get(adapter, ()), f"trainer.device={device}")
+    options += () if device == "cpu" else ("trainer.deterministic=true",)
     return [f"strategy={strategy}", f"adapter={adapter}", *STREAM, *options]
 
 
@@ -134,11 +136,14 @@ def finish(overrides: Sequence[str], root: Path, name: str) -> tuple[Path, float
     return next(root.glob("*/*/")), time.monotonic() - began
 
 
-def torment(name: str, root: Path, took: float, total: int, kills: int, seed: int) -> tuple[Path, Case]:
+def torment(
+    name: str, request: list[str], root: Path, took: float, total: int, kills: int, seed: int
+) -> tuple[Path, Case]:
     """Runs a case that is killed again and again, at instants drawn from a seed, until it is done.
 
     Args:
         name: of the case.
+        request: its overrides.
         root: an empty folder.
         took: seconds of the run that nobody interrupted.
         total: its steps.
@@ -150,7 +155,7 @@ def torment(name: str, root: Path, took: float, total: int, kills: int, seed: in
     case = Case(name, seed, interval)
     while True:
         folder = next(iter(root.glob("*/*/config.yaml")), None)
-        begin = [f"resume={folder.parent}"] if folder else [*typed(name), *keys, f"output_root={root}"]
+        begin = [f"resume={folder.parent}"] if folder else [*request, *keys, f"output_root={root}"]
         before = _count(root / "steps")
         child = in_child(lambda begin=begin: attempt(begin, root / "steps"), root / "log")  # type: ignore[misc]
         case.attempts += 1
@@ -246,15 +251,15 @@ def _rows(place: Path) -> list[Any]:
         return [_without_times(row) for row in csv.DictReader(file)]
 
 
-def examine(name: str, kills: int, seed: int) -> Case:
+def examine(name: str, kills: int, seed: int, device: str = "cpu") -> Case:
     """Runs a case without and with kills, and compares the two."""
     with tempfile.TemporaryDirectory() as place:
         calm, wild = Path(place) / "calm", Path(place) / "wild"
         calm.mkdir()
         wild.mkdir()
-        expected, took = finish(typed(name), calm, name)
+        expected, took = finish(typed(name, device), calm, name)
         steps = [line.split(" ", 1)[1] for line in _lines(calm / "steps")]
-        found, case = torment(name, wild, took, len(steps), kills, seed)
+        found, case = torment(name, typed(name, device), wild, took, len(steps), kills, seed)
         differences = compare(expected, found)
         logged = [event for event in _events(found) if event["event"] == "step"]
         if [f"{event['task'] - 1} {event['epoch'] - 1} {event['step'] - 1}" for event in logged] != steps:
@@ -291,6 +296,7 @@ def main() -> int:
     parser.add_argument("--cases", nargs="*", default=[f"{s}+{a}" for s in STRATEGIES for a in ADAPTERS] + list(MORE))
     parser.add_argument("--kills", type=int, default=8, help="of each case (default 8)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     prepare()
@@ -298,10 +304,12 @@ def main() -> int:
     print(f"{'case':<18} kills attempts steps executed again  most interval  result")
     began, cases = time.monotonic(), []
     for name in options.cases:
-        case = examine(name, options.kills, options.seed)
+        case = examine(name, options.kills, options.seed, options.device)
         cases.append(case)
         result = "identical" if not case.differences else "; ".join(case.differences)
-        counts = f"{case.kills:>6}{case.attempts:>9}{case.steps:>6}{case.executed:>9}{case.again:>6}{case.most_again:>6}"
+        counts = (
+            f"{case.kills:>6}{case.attempts:>9}{case.steps:>6}{case.executed:>9}{case.again:>6}{case.most_again:>6}"
+        )
         print(f"{name:<18}{counts} {case.interval:<8}  {result}", flush=True)
     wrong = [case for case in cases if case.differences]
     print(f"{sum(case.kills for case in cases)} kills in {len(cases)} cases, {time.monotonic() - began:.0f} s: "
