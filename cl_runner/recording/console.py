@@ -106,6 +106,11 @@ class Console:
         elif not self._quiet:
             self._start_live()
 
+    def take_up(self, steps: int) -> None:
+        """Counts the steps of this task that an earlier attempt has done."""
+        self._clock.take_up(steps)
+        self._refresh()
+
     def batch(self, n_images: int) -> None:
         """Counts one training step; draws at most every ``REFRESH_SECONDS``."""
         clock = self._clock

@@ -22,6 +22,8 @@ class Clock:
     _task_steps: int = 1
     _steps_before: int = 0
     _images_before: int = 0
+    _earlier: int = 0  # steps of earlier attempts, which took none of this one's time
+    _earlier_in_task: int = 0
     _task_started: float = 0.0
     _window: tuple[float, int] = (0.0, 0)
     _rate: float = 0.0
@@ -31,18 +33,27 @@ class Clock:
         self._started = now if self._started is None else self._started
         self._tasks_left = n_tasks - index
         self._task_steps = max(steps, 1)
+        if not self.steps:
+            self._earlier = (index - 1) * self._task_steps
+        self._earlier_in_task = 0
         self._steps_before, self._images_before = self.steps, self.images
         self._task_started = now
         self._window = (now, self.images)
 
+    def take_up(self, steps: int) -> None:
+        """Counts the steps of this task that an earlier attempt has done."""
+        self._earlier += steps
+        self._earlier_in_task = steps
+
     def steps_left(self) -> int:
         """Returns the steps left in the whole stream."""
-        present = max(self._task_steps - (self.steps - self._steps_before), 0)
+        present = max(self._task_steps - self._earlier_in_task - (self.steps - self._steps_before), 0)
         return present + self._tasks_left * self._task_steps
 
     def fraction(self) -> float:
         """Returns the part of the stream that is done, 0 to 1."""
-        return self.steps / max(self.steps + self.steps_left(), 1)
+        done = self._earlier + self.steps
+        return done / max(done + self.steps_left(), 1)
 
     def left(self, now: float) -> float | None:
         """Returns seconds, None before there is anything to judge by."""
