@@ -109,7 +109,8 @@ def _stage(*errors: BaseException) -> str:
 def _frames(trace: TracebackType | None) -> Iterator[tuple[str, str]]:
     while trace is not None:
         code = trace.tb_frame.f_code
-        yield code.co_filename.replace("\\", "/"), code.co_name
+        if code.co_name != "<module>":  # an import, which tells nothing
+            yield code.co_filename.replace("\\", "/"), code.co_name
         trace = trace.tb_next
 
 

@@ -25,6 +25,7 @@ from cl_runner.keeping.parts import Interval, Parts
 from cl_runner.keeping.sameness import fingerprint_of
 from cl_runner.recording.checkpoints import Checkpoint, Checkpoints
 from cl_runner.recording.recorder import Recorder
+from cl_runner.recording.redact import redact
 from cl_runner.recording.run_folder import RunFolder
 from cl_runner.result import RunResult
 from cl_runner.signals import Stop
@@ -110,7 +111,7 @@ class Run:
         scenario = avalanche_benchmark(stage.stream)
         phases = phases_of(scenario, stage.recipe)
         plugin = next(item for item in strategy.plugins if isinstance(item, AdapterPlugin))
-        facts = {CONFIGURATION: what_matters(config), "the data": fingerprint_of(stage.stream)}
+        facts = {CONFIGURATION: redact(what_matters(config)), "the data": fingerprint_of(stage.stream)}
         states = Parts(strategy, monitor, plugin, StoredSamples(scenario), recorder, phases, facts)
         interval = Interval(config.trainer.checkpoint_epochs, config.trainer.checkpoint_minutes)
         keeper = strategy.keeper = Keeper(states, checkpoints, interval, stop)

@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from cl_runner.cells import cell_folder, finished, is_cell, summary_of
 from cl_runner.config.checks import settle
-from cl_runner.config.identity import CONFIGURATION, differences, what_matters
 from cl_runner.config.taken_up import taken_up
-from cl_runner.errors import RequestError, shown
+from cl_runner.errors import RequestError
 from cl_runner.faults import explain
+from cl_runner.going_on import begun_with, refuse_lost, to_go_on_from
 from cl_runner.recording.checkpoints import Checkpoint, Checkpoints
 from cl_runner.recording.console import Console
 from cl_runner.recording.events import CsvTracker, EventLog, Tracker, read_events
@@ -92,9 +91,8 @@ def _execute(
                 return plan(config, folder, console)
             events = EventLog(folder.path / "events.jsonl", None if checkpoint is None else checkpoint.events)
             trackers = _trackers(config, folder, console, experiment)
-            recorder = Recorder(
-                folder, events, console, trackers=trackers, report=_draw_report if config.report else None
-            )
+            report = _draw_report if config.report else None
+            recorder = Recorder(folder, events, console, trackers=trackers, report=report)
             if config.mode == "eval":
                 from cl_runner.revisit import evaluate_again
 
@@ -122,13 +120,21 @@ def _execute(
     except Exception as error:
         if recorder is not None:
             recorder.run_failed(error, "failed")
-        trace = folder.write_error(error)
-        reason = explain(error, config) or _told(error)
-        lines = [f"cl-run: the run failed: {reason}".replace("\n", "\n        "), f"the traceback is in {trace}"]
-        last = checkpoints.latest(lambda text: None)
-        if last is not None:
-            lines.append(f"the last good checkpoint is {last.number}, {last.where}, in {checkpoints.folder}")
-        raise RunFailed("\n        ".join(lines)) from error
+        raise RunFailed(_reason(error, config, folder, checkpoints)) from error
+
+
+def _reason(error: Exception, config: DictConfig, folder: RunFolder, checkpoints: Checkpoints) -> str:
+    """Why a run failed, what to do where that is known, and what is left of it."""
+    try:
+        trace = f"the traceback is in {folder.write_error(error)}"
+    except RequestError as second:  # a full disk must not hide why the run failed
+        trace = f"no traceback was written, {second.message.removeprefix('output_root: ')}"
+    reason = explain(error, config) or _told(error)
+    lines = [f"cl-run: the run failed: {reason}".replace("\n", "\n        "), trace]
+    last = checkpoints.latest(lambda text: None)
+    if last is not None:
+        lines.append(f"the last good checkpoint is {last.number}, {last.where}, in {checkpoints.folder}")
+    return "\n        ".join(lines)
 
 
 def _draw_report(folder: Path) -> None:
@@ -156,22 +162,24 @@ def _trackers(config: DictConfig, folder: RunFolder, console: Console, experimen
 def _resume(config: DictConfig, overrides: list[str]) -> RunResult:
     """Goes on in a run folder: nothing to do where it is done, from the start where there is no checkpoint."""
     path = Path(config.resume).expanduser()
-    begun = _begun(path, f"resume={path}", config)
+    begun = begun_with(path, f"resume={path}", config)
     folder = RunFolder(path)
     summary = summary_of(path)
     if folder.done:
         Console(quiet=config.quiet).note(f"{path} is done; nothing to resume")
         return RunResult(path, summary)
+    refuse_lost(path, f"resume={path}")
     earlier = settle(taken_up(begun, config, overrides))
     with held(path):
         name = summary.get("experiment") or path.resolve().parent.name
-        return _execute(earlier, folder, name, fresh=False, checkpoint=_checkpoint(earlier, folder))
+        return _execute(earlier, folder, name, fresh=False, checkpoint=to_go_on_from(earlier, folder))
 
 
 def _evaluate(config: DictConfig, overrides: list[str]) -> RunResult:
     """Evaluates the network of a run folder once more, into a folder of its own."""
     path = Path(config.checkpoint).expanduser()
-    begun = _begun(path, f"checkpoint={path}", config)
+    begun = begun_with(path, f"checkpoint={path}", config)
+    refuse_lost(path, f"checkpoint={path}")
     found = Checkpoints(path).latest(Console(quiet=config.quiet).warning)
     if found is None:
         raise RequestError(f"checkpoint={path}: there is no checkpoint in it that can be used", "train it first")
@@ -190,52 +198,6 @@ def _evaluate(config: DictConfig, overrides: list[str]) -> RunResult:
     return result
 
 
-def _begun(path: Path, asked: str, config: DictConfig) -> DictConfig:
-    """The configuration that a run was begun with, as its folder has it.
-
-    Raises:
-        RequestError: it is no run folder, or its configuration is damaged.
-    """
-    if not (path / "config.yaml").is_file():
-        raise RequestError(f"{asked}: this is no run folder, it has no config.yaml", "give a folder below outputs/")
-    try:
-        begun = OmegaConf.merge(OmegaConf.load(path / "config.yaml"), {"quiet": config.quiet})
-        settle(begun)
-    except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
-        raise RequestError(
-            f"{asked}: its config.yaml is damaged: {shown(error, 200)}", "start a new run without it"
-        ) from error
-    assert isinstance(begun, DictConfig)
-    return begun
-
-
-def _checkpoint(config: DictConfig, folder: RunFolder) -> Checkpoint | None:
-    """What a run can go on from; where there is nothing, the folder is made ready to start over.
-
-    Raises:
-        RequestError: it was begun with another configuration.
-    """
-    checkpoints, console = Checkpoints(folder.path), Console(quiet=config.quiet)
-    found = checkpoints.latest(console.warning)
-    if found is None:
-        if checkpoints.numbers():
-            console.warning("no checkpoint is left that can be used; the run starts over")
-        checkpoints.clear()
-        folder.restart()
-        return None
-    begun = (found.base or found).state["facts"][CONFIGURATION]
-    odd = differences(begun, what_matters(config))
-    if odd:
-        shown_ = ", ".join(f"{key} was {shown(old)} and is {shown(new)}" for key, old, new in odd[:5])
-        raise RequestError(
-            f"resume={folder.path}: this run was begun with another configuration: {shown_}",
-            "put it back in config.yaml, or start a new run without resume",
-        )
-    checkpoints.forget_after(found.number)
-    console.note(f"going on {found.where} (checkpoint {found.number})")
-    return found
-
-
 def _run_cell(config: DictConfig, experiment: str, overrides: list[str]) -> RunResult:
     """Runs a cell of a sweep in the folder of its own; what an earlier call did not finish goes on there."""
     path = cell_folder(config, experiment)
@@ -245,7 +207,7 @@ def _run_cell(config: DictConfig, experiment: str, overrides: list[str]) -> RunR
         if summary is not None:  # by another process, since this sweep was submitted
             return RunResult(path, summary)
         begun = (path / "config.yaml").exists()
-        checkpoint = _checkpoint(config, folder) if begun else None
+        checkpoint = to_go_on_from(config, folder) if begun else None
         for name in ("DONE", "config.yaml"):  # written anew: where this attempt runs may be another place
             (path / name).unlink(missing_ok=True)
         folder = RunFolder.create(path, config, overrides, begun=checkpoint is not None)

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from cl_runner.backbones import PytorchCV, SmallCNN, TorchVision, classifier_name
+from cl_runner import downloads
+from cl_runner.backbones import PytorchCV, SmallCNN, TorchVision, classifier_name, pytorchcv
 from cl_runner.backbones import torchvision as tv
 from cl_runner.backbones.weights import adapt_channels, read_state
 from cl_runner.errors import RequestError
@@ -304,14 +305,12 @@ def test_default_weights_are_read_from_the_cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def no_network(monkeypatch, tmp_path):
-    from pytorchcv.models.common import model_store
-
     def refuse(*args, **options):
         raise URLError("no route to host")
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
-    monkeypatch.setattr(model_store, "get_model_file", refuse)
+    monkeypatch.setattr(pytorchcv, "STORE", tmp_path / ".torch" / "models")
+    monkeypatch.setattr(downloads, "urlopen", refuse)
 
 
 @pytest.mark.parametrize("backbone", [TorchVision(name="resnet18", pretrained=True)], ids=["torchvision"])

@@ -23,7 +23,7 @@ from cl_runner.benchmarks.cli import main
 from cl_runner.benchmarks.domains.catalogue import CATALOGUE, Parts
 from cl_runner.benchmarks.domains.downloads import DOWNLOADS, Download
 from cl_runner.benchmarks.domains.source import FILE_DOMAINS, DomainSource
-from cl_runner.benchmarks.sources.unpacking import unpack
+from cl_runner.unpacking import unpack
 from cl_runner.errors import RequestError
 
 
@@ -106,7 +106,7 @@ def test_prepare_says_bundled_and_what_to_place_where_there_is_no_network(tmp_pa
     def no_network(*args, **kwargs):
         raise OSError("Network is unreachable")
 
-    monkeypatch.setattr("cl_runner.benchmarks.sources.source.urlopen", no_network)
+    monkeypatch.setattr("cl_runner.downloads.urlopen", no_network)
     for name, file, md5 in (
         ("mnist", "train-images-idx3-ubyte.gz", "f68b3c2dcbeaaa9fbdd348bbdeb94873"),
         ("cifar100", "cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85"),
@@ -376,7 +376,7 @@ def test_a_tar_that_leads_outside_is_refused_also_by_an_older_python(tmp_path, m
     import io
     import tarfile
 
-    from cl_runner.benchmarks.sources.unpacking import unpack
+    from cl_runner.unpacking import unpack
 
     inside = tmp_path / "inside"
     inside.mkdir()

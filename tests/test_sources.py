@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tarfile
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from PIL import Image
 from cl_runner.benchmarks.sources import Cifar10, Cifar100, Cub200, Digits, ImageFolder, MissingData, Mnist
 from cl_runner.benchmarks.sources import cifar as cifar_module
 from cl_runner.benchmarks.sources.mnist import IdxFile
-from cl_runner.benchmarks.sources.source import download, unpack
+from cl_runner.benchmarks.sources.source import unpack
 from cl_runner.errors import RequestError
 
 
@@ -290,54 +289,6 @@ def test_unpacking_refuses_what_is_not_safe_or_whole(tmp_path, kind):
         archive.write_bytes(archive.read_bytes()[:-200])
     refusal(lambda: unpack(archive, "data", "data_root"), "data_root", str(archive))
     assert list(inside.iterdir()) == [archive] and list(tmp_path.iterdir()) == [inside]
-
-
-@pytest.fixture
-def server():
-    """A local server of one file that honours Range; yields its address, the content and the ranges asked for."""
-    content, asked = noise(3_000_000).tobytes(), []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            asked.append(self.headers.get("Range"))
-            start = int(asked[-1][6:-1]) if asked[-1] and "norange" not in self.path else 0
-            if start >= len(content):
-                self.send_error(416)
-                return
-            body = content[start:1_000_000] if "cut" in self.path else content[start:]
-            self.send_response(206 if start else 200)
-            self.send_header("Content-Length", str(len(content) - start))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *args):
-            pass
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True).start()
-    yield f"http://127.0.0.1:{http.server_port}/", content, asked
-    http.shutdown()
-    http.server_close()
-
-
-@pytest.mark.parametrize("path", ["file", "norange"])
-def test_a_download_goes_on_where_it_was_cut(server, tmp_path, monkeypatch, path):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    address, content, asked = server
-    target, part, seen = tmp_path / "new" / "file", tmp_path / "new" / "file.part", []
-    refusal(lambda: download(address + "cut", target, md5(content), "data_root"), "1000000 of 3000000 bytes")
-    assert part.stat().st_size == 1_000_000 and not target.exists()
-    download(address + path, target, md5(content), "data_root", lambda done, total: seen.append((done, total)))
-    assert asked == [None, "bytes=1000000-"] and target.read_bytes() == content and not part.exists()
-    assert seen[-1] == (3_000_000, 3_000_000)
-
-
-def test_a_download_with_another_checksum_leaves_nothing(server, tmp_path, monkeypatch):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    address, _, _ = server
-    refusal(lambda: download(address, tmp_path / "file", "0" * 32, "data_root"), "0" * 32, str(tmp_path))
-    assert list(tmp_path.iterdir()) == []
-    refusal(lambda: download("http://127.0.0.1:9/x", tmp_path / "x", "1" * 32, "data_root"), "data_root", "1" * 32)
 
 
 # --- CUB-200 --------------------------------------------------------------------------------------------------------

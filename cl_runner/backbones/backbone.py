@@ -12,7 +12,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
-from cl_runner.errors import RequestError
+from cl_runner.errors import RequestError, told
 
 COMMON_SIZES = (16, 28, 32, 64, 96, 128, 224, 256, 299, 331)
 NOT_A_CLASSIFIER = "it does not classify images"
@@ -149,9 +149,9 @@ def _construct_anywhere(construct: Callable[[int], nn.Module], size: int) -> nn.
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its kind where it has none."""
+    """The first line of an error's text, in words for a person, or its kind where it has none."""
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return told(lines[0] if len(lines) > 1 else error)
 
 
 def construct_checked(

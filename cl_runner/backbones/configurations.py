@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from cl_runner import optional
 from cl_runner.backbones.backbone import first_line
-from cl_runner.errors import RequestError, nearest, shown
+from cl_runner.errors import RequestError, nearest, shown, told
 
 SHIPPED = Path(__file__).parent / "shipped"
 LLAMA_2 = "llama-2-7b"
@@ -34,14 +35,7 @@ def library() -> Any:
     Raises:
         RequestError: it is not installed.
     """
-    try:
-        import transformers
-    except ImportError as error:
-        raise RequestError(
-            f"backbone=transformers needs the package transformers ({first_line(error)})",
-            "install it: pip install 'cl-runner[text]'",
-        ) from error
-    return transformers
+    return optional.library("transformers", "backbone=transformers", "text")
 
 
 @contextlib.contextmanager
@@ -175,7 +169,7 @@ def make(kind: Any, settings: Mapping[str, Any], request: str) -> Any:
         with quiet():
             return kind.from_dict(dict(settings))
     except Exception as error:  # every class checks its own values in its own ways
-        lines = " ".join(str(error).split()).rpartition("ValueError: ")[2]
+        lines = told(error).rpartition("ValueError: ")[2]
         hint = "check backbone.layers, width and options against it"
         raise RequestError(f"{request}: the configuration is impossible: {shown(lines, 200)}", hint) from error
 
@@ -255,6 +249,8 @@ def _set_options(settings: dict[str, Any], config: Any, options: Mapping[str, An
                 f"backbone.options.{name}: the configuration of {config.model_type} has no key '{name}'",
                 nearest(str(name), sorted(known), limit=30),
             )
+        if known[name] == known.get("max_position_embeddings") and isinstance(value, int) and value < 1:
+            raise RequestError(f"backbone.options.{name}={value} leaves no room for a text", "at least 1")
         settings[known[name]] = value
     if alike and "num_key_value_heads" not in options:
         settings["num_key_value_heads"] = settings[heads]

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from cl_runner.backbones.backbone import Backbone, first_line
 from cl_runner.backbones.clip import CLIPClassifier
-from cl_runner.backbones.weights import read_metadata, read_state
+from cl_runner.backbones.weights import published, read_metadata, read_state
 from cl_runner.errors import RequestError, nearest
+from cl_runner.optional import library
 from cl_runner.view import View
 
 HEAD_WIDTH = 64  # of both towers' attention, as in CLIP
@@ -247,7 +248,12 @@ class OpenCLIP(Backbone):
             )
         try:
             with _quiet():
-                return Path(clip.download_pretrained(clip.get_pretrained_cfg(self.name, tag)))
+                found = clip.get_pretrained_cfg(self.name, tag)
+                if found.get("url") and not found.get("hf_hub"):
+                    return published(str(found["url"]), Path("~/.cache/clip").expanduser())
+                return Path(clip.download_pretrained(found))
+        except RequestError:
+            raise
         except Exception as failure:  # no network, no space, a proxy's page instead of the file
             raise RequestError(
                 f"backbone.pretrained=true: the weights '{tag}' of {self.name} cannot be had ({first_line(failure)})",
@@ -256,14 +262,7 @@ class OpenCLIP(Backbone):
 
 
 def _library() -> Any:
-    try:
-        import open_clip
-    except ImportError as error:
-        raise RequestError(
-            f"backbone=open_clip needs the package open_clip_torch ({first_line(error)})",
-            "install it: pip install 'cl-runner[clip]'",
-        ) from error
-    return open_clip
+    return library("open_clip", "backbone=open_clip", "clip", package="open_clip_torch")
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
+import hashlib
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from cl_runner.backbones.backbone import Backbone, classifier_name, construct_checked, first_line
+from cl_runner.backbones.backbone import Backbone, classifier_name, construct_checked
 from cl_runner.backbones.stem import Stem, check_stem, set_stem
 from cl_runner.backbones.weights import load_state, read_state
+from cl_runner.downloads import download
 from cl_runner.errors import RequestError, nearest
+from cl_runner.unpacking import unpack_member
 
-logger = logging.getLogger(__name__)
 STORE = Path("~/.torch/models")
 
 
@@ -108,17 +107,27 @@ class PytorchCV(Backbone):
                 "use backbone.pretrained=false, or backbone.pretrained=PATH with a weights file",
             )
         file = STORE.expanduser() / f"{self.name}-{error}-{checksum[:8]}.pth"
+        if file.is_file() and _sha1(file) == checksum:
+            return file
+        hint = (
+            f"place {file.name} (SHA-1 {checksum}) at {file}, or name a weights file you have: backbone.pretrained=PATH"
+        )
+        packed, request = file.with_name(f"{file.name}.zip"), "backbone.pretrained=true"
+        url = f"{model_store.imgclsmob_repo_url}/releases/download/{release}/{packed.name}"
+        download(url, packed, "", request, by_hand=hint)
         try:
-            # The library reports its download by print, which would break the screen.
-            with contextlib.redirect_stdout(io.StringIO()):
-                return Path(model_store.get_model_file(self.name, str(STORE)))
-        except Exception as failure:  # the store's client raises its own kinds
-            logger.debug("download of %s failed", file, exc_info=True)
-            raise RequestError(
-                f"backbone.pretrained=true: the weights of {self.name} cannot be had ({first_line(failure)})",
-                f"place {file.name} (SHA-1 {checksum}) at {file}, "
-                "or name a weights file you have: backbone.pretrained=PATH",
-            ) from failure
+            unpack_member(packed, file.name, request)
+        finally:
+            packed.unlink(missing_ok=True)
+        if _sha1(file) != checksum:
+            file.unlink()
+            raise RequestError(f"{request}: what {url} holds is altered: SHA-1 {checksum} expected", hint)
+        return file
+
+
+def _sha1(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha1").hexdigest()
 
 
 def _is_global_pool(name: str, module: nn.Module) -> bool:

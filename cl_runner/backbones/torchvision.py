@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cl_runner.backbones.backbone import Backbone, classifier_name, construct_checked, first_line
+from cl_runner.backbones.backbone import Backbone, classifier_name, construct_checked
 from cl_runner.backbones.stem import Stem, check_stem, set_channels, set_stem
-from cl_runner.backbones.weights import load_state, read_state
+from cl_runner.backbones.weights import load_state, published, read_state
 from cl_runner.errors import RequestError, nearest
 
 # Files saved under names that torchvision has since changed, as its own loaders translate them.
@@ -98,20 +98,7 @@ class TorchVision(Backbone):
         import torchvision
 
         url = torchvision.models.get_model_weights(self.name).DEFAULT.url
-        file = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
-        if file.is_file():
-            return file
-        # The publisher ends a file's name with the first digits of its SHA-256.
-        digits = re.search(r"-([a-f0-9]{8,})\.", file.name)
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(file), digits.group(1) if digits else None, progress=False)
-        except Exception as failure:  # no network, no space, a proxy's page instead of the file
-            raise RequestError(
-                f"backbone.pretrained=true: the weights of {self.name} cannot be had ({first_line(failure)})",
-                f"place {file.name} at {file}, or name a weights file you have: backbone.pretrained=PATH",
-            ) from failure
-        return file
+        return published(url, Path(torch.hub.get_dir()) / "checkpoints")
 
 
 def _fit_layout(network: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import re
+import warnings
 from collections import OrderedDict
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cl_runner.backbones.stem import first_convolution
+from cl_runner.downloads import download
 from cl_runner.errors import RequestError
 
 SUFFIXES = (".safetensors", ".pth", ".pt")
@@ -56,6 +59,22 @@ def read_metadata(file: Path) -> dict[str, str]:
         return {}
 
 
+def published(url: str, folder: Path) -> Path:
+    """The file of published weights, downloaded into ``folder`` where it is not there.
+
+    The publisher ends a file's name with the first digits of its SHA-256.
+
+    Raises:
+        RequestError: it cannot be had, or is not what was published; the hint says where to place it.
+    """
+    file = folder / url.rsplit("/", 1)[-1]
+    if not file.is_file():
+        digits = re.search(r"-([a-f0-9]{8,})$", file.stem)
+        hint = f"place {file.name} at {file}, or name a weights file you have: backbone.pretrained=PATH"
+        download(url, file, f"sha256:{digits[1]}" if digits else "", "backbone.pretrained=true", by_hand=hint)
+    return file
+
+
 def _state(file: Path, request: str) -> dict[str, Tensor]:
     try:
         loaded = _read(file)
@@ -88,7 +107,9 @@ def _read(file: Path) -> object:
         from safetensors.torch import load_file
 
         return load_file(file)
-    return torch.load(file, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of pickle's versions: what cannot be read is refused
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def load_state(network: nn.Module, state: dict[str, Tensor], classifier: str, source: str | Path) -> None:

@@ -29,12 +29,14 @@ class Decoded:
         train_labels: the dataset's own labels, (n_train,).
         test_labels: (n_test,).
         class_names: by label.
+        skipped: images that could not be read and were left out, a line each.
     """
 
     images_NCHW: Tensor
     train_labels: np.ndarray
     test_labels: np.ndarray
     class_names: tuple[str, ...]
+    skipped: tuple[str, ...] = ()
 
 
 _kept: OrderedDict[tuple[object, ...], Decoded] = OrderedDict()
@@ -58,6 +60,7 @@ def decoded(source: Source, progress: Progress | None = None) -> Decoded:
         data.train_labels,
         data.test_labels,
         data.class_names,
+        data.skipped,
     )
     ready.train_labels.setflags(write=False)
     ready.test_labels.setflags(write=False)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from cl_runner.benchmarks.bad_samples import STOP, ImageStream, warning
 from cl_runner.benchmarks.stream import Task, TaskStream
 from cl_runner.errors import RequestError
 
@@ -86,12 +87,20 @@ class ClassSplit(ABC):
         ]
         return self._stream(tuple(tasks), order, facts)
 
-    def stream(self, data_root: Path, progress: Progress | None = None) -> TaskStream:
-        """The stream with its data in memory."""
+    def stream(self, data_root: Path, progress: Progress | None = None, on_bad_sample: str = STOP) -> TaskStream:
+        """The stream with its data in memory.
+
+        Args:
+            data_root: where datasets lie, unless ``root`` says it.
+            progress: called while images are decoded.
+            on_bad_sample: skip leaves out images that cannot be read; stop refuses the first.
+        """
         from cl_runner.benchmarks.cache import decoded
         from cl_runner.benchmarks.store import ImageStore, Part
 
         source = self.source(self._root(data_root))
+        if on_bad_sample != STOP:
+            source.on_bad_sample = on_bad_sample
         facts = source.facts()
         cuts = self._cut(facts.n_classes)  # refuses before anything is read
         data = decoded(source, progress)
@@ -122,15 +131,20 @@ class ClassSplit(ABC):
             train, test = part(train_ids, index), part(test_ids, index)
             validation = part(validation_ids, index) if len(validation_ids) else None
             tasks.append(self._task(index, classes, names, len(train), len(test), train, validation, test))
-        return self._stream(tuple(tasks), order, facts, store)
+        return self._stream(tuple(tasks), order, facts, store, data.skipped)
 
     def _root(self, data_root: Path) -> Path:
         return Path(self.root).expanduser() if self.root else data_root
 
     def _stream(
-        self, tasks: tuple[Task, ...], order: tuple[int, ...], facts: Facts, store: object = None
+        self,
+        tasks: tuple[Task, ...],
+        order: tuple[int, ...],
+        facts: Facts,
+        store: object = None,
+        skipped: tuple[str, ...] = (),
     ) -> TaskStream:
-        return TaskStream(
+        return ImageStream(
             name=self.name,
             tasks=tasks,
             task_labels=self.task_labels,
@@ -139,6 +153,8 @@ class ClassSplit(ABC):
             class_order=order,
             augmentation=self.augmentation,
             store=store,  # type: ignore[arg-type]
+            notes=warning(skipped),
+            skipped=skipped,
         )
 
     @staticmethod
@@ -290,4 +306,10 @@ class SplitFolder(ClassSplit):
         if self.n_classes is not None and not root.is_dir():
             shape = (3, self.image_size, self.image_size)
             return Facts(self.n_classes, shape, 0, 0, (0.5,) * 3, (0.25,) * 3)
-        return super().facts(data_root)
+        found = super().facts(data_root)
+        if self.n_classes not in (None, found.n_classes):
+            raise RequestError(
+                f"benchmark.n_classes={self.n_classes}: {root} holds {found.n_classes} classes",
+                "drop it; it stands in for a folder that is not there",
+            )
+        return found

@@ -11,7 +11,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from cl_runner.benchmarks.bad_samples import OR_SKIP, BadSample, undecodable
 from cl_runner.benchmarks.pixel_entry import NORESERVE, Content, threads
 from cl_runner.errors import RequestError
 from cl_runner.view import View, apply
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 MEMINFO = Path("/proc/meminfo")
+PROBED = 64  # images that are tried before anything is locked
 # what Pillow and the readers raise over damaged data; anything else is a bug and is not called an image's fault
 FAULTS = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
@@ -41,6 +43,7 @@ class Job:
         ids: int64, sorted, each once.
         content: how the result is named on disk.
         progress: called with (images decoded, images to decode).
+        bad: takes images that cannot be read, by index; None: the first of them is refused.
     """
 
     images: ImageSet
@@ -48,6 +51,7 @@ class Job:
     view: View
     content: Content
     progress: Callable[[int, int], None] | None = None
+    bad: dict[int, BadSample] | None = None
 
     def decoded(
         self, ids: np.ndarray, sink: Callable[[int, np.ndarray], Result]
@@ -65,19 +69,42 @@ class Job:
                 for done, index in enumerate(ids.tolist()):
                     waiting.append((index, pool.submit(lambda index: sink(index, self._decode(index)), index)))
                     if done >= 4 * threads():  # so many are ahead of the one that is waited for
-                        yield self._next(waiting, done - len(waiting) + 2, len(ids))
+                        yield from self._next(waiting, done - len(waiting) + 2, len(ids))
                 while waiting:
-                    yield self._next(waiting, len(ids) - len(waiting) + 1, len(ids))
+                    yield from self._next(waiting, len(ids) - len(waiting) + 1, len(ids))
             finally:
                 for _, future in waiting:
                     future.cancel()
 
-    def _next(self, waiting: deque[tuple[int, Future[Result]]], done: int, total: int) -> tuple[int, Result]:
+    def without_bad(self, few: np.ndarray) -> Job:
+        """The job without those of a few images that cannot be read, where these are passed over.
+
+        Nothing remembers across runs what could not be read, as rights and readers change while a file stays the same;
+        a cache that only lacks such images is complete, and is not written to.
+        """
+        if self.bad is None or not 0 < len(few) <= PROBED:
+            return self
+        for index in few.tolist():
+            try:
+                self._decode(index)
+            except BadSample as error:
+                self.bad[index] = error
+        return replace(self, ids=self.ids[~np.isin(self.ids, list(self.bad))])
+
+    def _next(
+        self, waiting: deque[tuple[int, Future[Result]]], done: int, total: int
+    ) -> Generator[tuple[int, Result], None, None]:
         index, future = waiting.popleft()
-        result = future.result()
+        try:
+            result = future.result()
+        except BadSample as error:
+            if self.bad is None:
+                raise
+            self.bad[index] = error
+            return
         if self.progress is not None:
             self.progress(done, total)
-        return index, result
+        yield index, result
 
     def _decode(self, index: int) -> np.ndarray:
         try:
@@ -85,9 +112,9 @@ class Job:
         except MemoryError as error:
             raise too_large(self.content, 1) from error
         except FAULTS as error:
-            raise RequestError(
-                f"{self.content.name}: image {index} cannot be decoded: {error}", "replace or remove the file"
-            ) from error
+            files = getattr(self.images, "paths", None)
+            place = files[index] if files else f"image {index}"
+            raise undecodable(place, self.content.name, error, OR_SKIP) from error
 
 
 def empty_memory(content: Content, count: int) -> mmap.mmap:

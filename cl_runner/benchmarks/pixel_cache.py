@@ -20,6 +20,7 @@ from torch import Tensor
 
 from cl_runner.benchmarks import pixel_locks as locks
 from cl_runner.benchmarks import shelf
+from cl_runner.benchmarks.bad_samples import BadSample
 from cl_runner.benchmarks.decoding import InMemory, Job, as_pixels, empty_memory, free_bytes, too_large
 from cl_runner.benchmarks.pixel_entry import Content, Entry
 from cl_runner.view import View
@@ -77,7 +78,14 @@ class PixelCache:
         self.limit_bytes, self.say = limit_bytes, say
 
     def pixels(
-        self, images: ImageSet, wanted: np.ndarray, view: View, *, name: str, progress: Progress | None = None
+        self,
+        images: ImageSet,
+        wanted: np.ndarray,
+        view: View,
+        *,
+        name: str,
+        progress: Progress | None = None,
+        bad: dict[int, BadSample] | None = None,
     ) -> Tensor:
         """Returns the set's pixels, uint8 (N, 3, S, S): row i is image i, for every i in ``wanted``.
 
@@ -90,6 +98,7 @@ class PixelCache:
             view: of which only the geometry matters.
             name: of the set, in messages and in the name of its folder.
             progress: called with (images decoded, images to decode), from the calling thread.
+            bad: takes images that cannot be read, whose rows are undefined too; None: the first of them is refused.
 
         Raises:
             IndexError: an index is not in the set.
@@ -104,7 +113,7 @@ class PixelCache:
             return torch.zeros(content.shape, dtype=torch.uint8)
         if not len(ids):
             return as_pixels(empty_memory(content, 0), content)
-        job = Job(images, ids, view, content, progress)
+        job = Job(images, ids, view, content, progress, bad)
         with _one_at_a_time:
             return _in_memory(job) if self.folder is None else self._on_disk(self.folder, job)
 
@@ -135,6 +144,7 @@ class PixelCache:
                 if held is not None and held.origin == entry.identity():
                     ready |= held.ready
                 self._verify(entry, job.ids, ready)
+                job = job.without_bad(job.ids[~ready[job.ids]])
             if not ready[job.ids].all():
                 with locks.exclusive(folder, f"{job.content.key}.fill", lambda: self._wait(job)):
                     self._complete(entry, job, ready, use)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import sys
 import uuid
@@ -26,6 +27,7 @@ from cl_runner.errors import RequestError
 from cl_runner.launchers.engines import Cell, Engine, engine_of
 from cl_runner.launchers.frozen import FrozenLoader, OnceLoader, freeze
 from cl_runner.launchers.ticket import Ticket
+from cl_runner.recording.redact import redact_file
 from cl_runner.reports.sweep import SweepReport
 from cl_runner.result import Outcome
 
@@ -110,6 +112,8 @@ class CellLauncher(Launcher):
         Raises:
             KeyboardInterrupt: the sweep was interrupted.
         """
+        with contextlib.suppress(OSError):  # what was typed lies there as Hydra wrote it
+            redact_file(Path(str(self._config.hydra.sweep.dir)).expanduser() / "multirun.yaml")
         cells = [self._cell(initial_job_idx + index, list(each)) for index, each in enumerate(job_overrides)]
         first: dict[Path, Cell] = {}
         twins = []

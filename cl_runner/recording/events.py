@@ -10,11 +10,12 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from cl_runner.errors import RequestError
+from cl_runner.recording.redact import redact
 
 _REASONS = {
     errno.ENOSPC: "no space left on device",
@@ -29,7 +30,8 @@ def write_error(error: OSError, path: Path) -> RequestError:
     """Turns an operating-system error while writing ``path`` into a request error a person can act on."""
     reason = _REASONS.get(error.errno or 0, (error.strerror or str(error)).lower())
     return RequestError(
-        f"output_root: {reason} while writing {path}", "free that place, or choose another with output_root=FOLDER"
+        f"output_root: {reason} while writing {path}",
+        "free that place (a run that had begun goes on with resume=FOLDER), or choose another with output_root=FOLDER",
     )
 
 
@@ -70,8 +72,7 @@ class EventLog:
             if keep is not None:
                 os.truncate(self.path, keep)
             _mend(self.path)
-            self._digest = hashlib.sha256(self.path.read_bytes())
-            self._length = self.path.stat().st_size
+            self._digest, self._length = _digest_of(self.path)
         except OSError as error:
             raise write_error(error, self.path) from error
 
@@ -95,7 +96,7 @@ class EventLog:
         """
         if reserved := {"time", "event"} & fields.keys():
             raise ValueError(f"event {event}: the field names {sorted(reserved)} are the log's own")
-        record = {"time": time.time(), "event": event, **plain(fields)}
+        record = {"time": time.time(), "event": event, **redact(plain(fields))}
         if self.silent:
             return record
         line = written = json.dumps(record, allow_nan=False).encode() + b"\n"
@@ -129,6 +130,17 @@ def read_events(path: Path) -> Iterator[dict[str, Any]]:
             yield record
         elif any(lines[number:]):
             raise RequestError(f"{path}: line {number} is not a JSON object, the file is damaged")
+
+
+def _digest_of(path: Path) -> tuple[Any, int]:
+    """The SHA-256 of what is in a file so far, to be gone on with, and its length; of a device nothing is read."""
+    digest, length = hashlib.sha256(), 0
+    if path.is_file():
+        with path.open("rb") as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+                length += len(piece)
+    return digest, length
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
@@ -195,19 +207,21 @@ class CsvTracker:
     """Writes every number of every event to a long table: time, event, task, epoch, name, value.
 
     Accuracies of the matrix are named ``accuracy_after_task_I``, since a row has one task only; those of a probe
-    domain ``accuracy_on_DOMAIN_after_task_I``.
+    domain ``accuracy_on_DOMAIN_after_task_I``. Where it cannot be written, RequestError names it.
     """
 
     COLUMNS = ("time", "event", "task", "epoch", "name", "value")
 
     def __init__(self, path: Path) -> None:
-        path = Path(path)
-        fresh = not path.exists() or path.stat().st_size == 0
-        self._file = path.open("a", newline="", encoding="utf-8")
+        self._path = Path(path)
+        try:
+            fresh = not self._path.exists() or self._path.stat().st_size == 0
+            self._file = self._path.open("a", newline="", encoding="utf-8")
+        except OSError as error:
+            raise write_error(error, self._path) from error
         self._writer = csv.writer(self._file)
         if fresh:
-            self._writer.writerow(self.COLUMNS)
-            self._file.flush()
+            self._write([self.COLUMNS])
 
     def log(self, event: dict[str, Any]) -> None:
         """Appends one row for each number in the event."""
@@ -216,13 +230,23 @@ class CsvTracker:
         if event.get("domain") is not None:  # without a task, only its name tells it from the other domains
             tail = f"_on_{event['domain']}{tail}"
         where = [event["time"], event["event"], event.get("task", ""), event.get("epoch", "")]
-        for name, value in event.items():
-            if name in ("time", "task", "epoch", "after_task") or isinstance(value, bool):
-                continue
-            if isinstance(value, int | float):
-                self._writer.writerow([*where, f"{name}{tail}", repr(value)])
-        self._file.flush()
+        self._write(
+            [*where, f"{name}{tail}", repr(value)]
+            for name, value in event.items()
+            if name not in ("time", "task", "epoch", "after_task")
+            and isinstance(value, int | float)
+            and not isinstance(value, bool)
+        )
 
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+
+    def _write(self, rows: Iterable[Sequence[Any]]) -> None:
+        try:
+            self._writer.writerows(rows)
+            self._file.flush()
+        except OSError as error:
+            with contextlib.suppress(OSError):  # what is in its buffer would be tried again as the process ends
+                self._file.close()
+            raise write_error(error, self._path) from error

@@ -29,15 +29,17 @@ _SECRET_PAIRS = {("api", "key"), ("access", "key"), ("private", "key"), ("secret
 # of a tokenizer's special tokens, which everybody knows
 _KNOWN_TOKENS = {"bos", "eos", "pad", "unk", "sep", "cls", "mask", "image", "special", "start", "end", "first", "last"}
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
-_USER_IN_URL = re.compile(r"(?P<scheme>\b[a-zA-Z][\w+.-]*://)[^\s/@'\"]+@")
-_ASSIGNED = re.compile(r"(?P<key>[\w.-]+)(?P<sign>['\"]?\s*[=:]\s*)(?P<value>'[^']*'|\"[^\"]*\"|[^\s&,;'\"}\]]+)")
-_IN_QUERY = re.compile(r"(?P<sign>[?&;#])(?P<key>[\w.%-]+)=(?P<value>[^\s&;#'\"<>\])}]+)")
+# a backslash stands where Hydra writes one before a sign of an override
+_USER_IN_URL = re.compile(r"(?P<scheme>\b[a-zA-Z][\w+.-]*\\?://)(?P<user>[^\s/@'\"]+)@")
+_ASSIGNED = re.compile(r"(?P<key>[\w.-]+)(?P<sign>['\"]?\s*\\?[=:]\s*)(?P<value>'[^']*'|\"[^\"]*\"|[^\s&,;'\"}\]]+)")
+_IN_QUERY = re.compile(r"(?P<sign>[?&;#])(?P<key>[\w.%-]+)(?P<equals>\\?=)(?P<value>[^\s&;#'\"<>\])}]+)")
 _AUTHORISED = re.compile(r"(?i)\b(authorization['\"]?\s*[:=]\s*['\"]?(?:basic|digest|token)\s+|bearer\s+)[^\s'\"]+")
 _SHAPES = re.compile(  # what the keys of well-known services look like, wherever they stand
     r"\b(?:hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}|sk-[\w-]{20,}"
     r"|wandb_v\d_[\w-]{20,}|AKIA[0-9A-Z]{16}|xox[abprs]-[\w-]{10,}|AIza[\w-]{30,}|eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]+)"
 )
 _NUMBER = re.compile(r"[-+]?[\d.]+(?:[eE][-+]?\d+)?%?|None|null|true|false|True|False")
+_REFERENCE = re.compile(r"\$\{oc\.env:\w+\}?")  # a closing brace ends what is looked at in a text
 _LONG_NUMBER = 6  # digits
 _SHORTEST = 8  # of a value of the environment; a shorter one would hide half the words of a text
 
@@ -60,6 +62,14 @@ def redact(content: Any) -> Any:
     Numbers stay, also under a key such as `token_accuracy`, which measures something; a long one under `password` goes.
     """
     return _redacted(content, _Environment(), "")
+
+
+def redact_config(content: Any) -> Any:
+    """A configuration without secrets that can still be gone on with: those of the environment stand as their names.
+
+    A value that holds that of HF_TOKEN holds ``${oc.env:HF_TOKEN}`` then, which OmegaConf looks up when it is read.
+    """
+    return _redacted(content, _Environment(by_name=True), "")
 
 
 def redact_text(text: str) -> str:
@@ -94,13 +104,31 @@ def redact_file(path: Path) -> None:
 
 
 class _Environment:
-    """The secrets of the environment, looked for when the first text comes that could hold one."""
+    """The secrets of the environment, looked for when the first text comes that could hold one.
+
+    Args:
+        by_name: say which variable holds a secret.
+    """
+
+    def __init__(self, *, by_name: bool = False) -> None:
+        self.by_name = by_name
 
     @functools.cached_property
-    def secrets(self) -> list[str]:
-        """Values of telling variables, and passwords in URLs that others hold; the longest first."""
-        found = {value for value in _values_of_environment() if len(value) >= _SHORTEST}
-        return sorted(found | {quote(value, safe="") for value in found}, key=len, reverse=True)
+    def secrets(self) -> list[tuple[str, str]]:
+        """Values of telling variables and passwords in URLs that others hold, the longest first, and what to write."""
+        found = {}
+        for value, name in _values_of_environment():
+            if len(value) >= _SHORTEST:
+                found[quote(value, safe="")] = HIDDEN
+                found[value] = f"${{oc.env:{name}}}" if self.by_name and name else HIDDEN
+        return sorted(found.items(), key=lambda pair: len(pair[0]), reverse=True)
+
+    def without(self, text: str) -> str:
+        """A text without them."""
+        for value, shown in self.secrets:
+            if value in text:
+                text = text.replace(value, shown)
+        return text
 
 
 def _redacted(content: Any, environment: _Environment, key: str) -> Any:
@@ -113,7 +141,8 @@ def _redacted(content: Any, environment: _Environment, key: str) -> Any:
     if isinstance(content, list | tuple):
         return [_redacted(item, environment, key) for item in content]
     if isinstance(content, str):
-        return HIDDEN if key and content else _without(content, environment)
+        cleaned = _without(content, environment)
+        return HIDDEN if key and content and not _REFERENCE.fullmatch(cleaned) else cleaned
     return HIDDEN if key and type(content) is int and _is_code(key, str(content)) else content
 
 
@@ -126,12 +155,10 @@ def _without(text: str, environment: _Environment) -> str:
     assigned = "=" in text or ":" in text
     if len(text) < _SHORTEST and not assigned:
         return text
-    for value in environment.secrets:
-        if value in text:
-            text = text.replace(value, HIDDEN)
+    text = environment.without(text)
     text = _SHAPES.sub(HIDDEN, text)
-    if "://" in text:
-        text = _USER_IN_URL.sub(rf"\g<scheme>{HIDDEN}@", text)
+    if "//" in text:
+        text = _USER_IN_URL.sub(_hide_user, text)
     if assigned:
         text = _ASSIGNED.sub(_hide, _IN_QUERY.sub(_hide, text))
     if "bearer" in (lowered := text.lower()) or "authorization" in lowered:
@@ -139,24 +166,30 @@ def _without(text: str, environment: _Environment) -> str:
     return text
 
 
+def _hide_user(found: re.Match[str]) -> str:
+    named = _REFERENCE.fullmatch(found["user"].partition(":")[2] or found["user"])
+    return found[0] if named else f"{found['scheme']}{HIDDEN}@"
+
+
 def _hide(found: re.Match[str]) -> str:
     key, value = found["key"], found["value"]
     telling = is_secret(key) and not key.lower().startswith("credential")  # a word of messages
-    if not telling or (_NUMBER.fullmatch(value) and not _is_code(key, value)):
+    if not telling or _REFERENCE.fullmatch(value) or (_NUMBER.fullmatch(value) and not _is_code(key, value)):
         return found[0]
     if found.re is _IN_QUERY:
-        return f"{found['sign']}{key}={HIDDEN}"
+        return f"{found['sign']}{key}{found['equals']}{HIDDEN}"
     mark = value[0] if value[0] in "'\"" else ""
     return f"{key}{found['sign']}{mark}{HIDDEN}{mark}"
 
 
-def _values_of_environment() -> Iterator[str]:
+def _values_of_environment() -> Iterator[tuple[str, str]]:
+    """Secrets, each with the variable that holds nothing else; the name is empty where it holds more."""
     for key, value in os.environ.items():
         if is_secret(key):
-            yield value.strip()
+            yield value.strip(), key if value == value.strip() else ""
         elif "@" in value and "://" in value:
             try:
                 found = urlsplit(value)
-                yield from filter(None, (found.password, found.username if found.password is None else None))
+                yield found.password or found.username or "", ""
             except ValueError:  # no URL after all
                 continue

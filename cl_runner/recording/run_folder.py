@@ -16,6 +16,7 @@ from typing import Any
 from cl_runner.errors import RequestError
 from cl_runner.recording.durable import write_whole
 from cl_runner.recording.events import plain, write_error
+from cl_runner.recording.redact import redact, redact_config, redact_text
 
 PARAMETER_COLUMNS = (
     "task", "base", "trainable", "adapter", "normalisation", "head", "stored", "inference", "growth",
@@ -149,7 +150,7 @@ class RunFolder:
 
     def write_error(self, error: BaseException) -> Path:
         """Writes the traceback of a run that failed to ``error.txt`` and returns its place."""
-        self._write("error.txt", "".join(traceback.format_exception(error)))
+        self._write("error.txt", redact_text("".join(traceback.format_exception(error))))
         return self._path / "error.txt"
 
     def discard(self) -> None:
@@ -206,19 +207,24 @@ def _creation_error(error: OSError, path: Path) -> RequestError:
 
 
 def _yaml(content: Mapping[str, Any] | Sequence[str] | str | Any) -> str:
+    """YAML without secrets, which work in this process and are written nowhere."""
     if isinstance(content, str):
-        return content
+        return redact_text(content)
     if isinstance(content, dict | list):
         import yaml
 
-        return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+        return yaml.safe_dump(redact(content), sort_keys=False, allow_unicode=True)
     from omegaconf import OmegaConf
 
-    return OmegaConf.to_yaml(content, resolve=True)
+    resolved = OmegaConf.to_container(content, resolve=True)
+    cleaned = redact_config(resolved)
+    if cleaned == resolved:
+        return OmegaConf.to_yaml(content, resolve=True)
+    return OmegaConf.to_yaml(OmegaConf.create(cleaned))  # a secret of the environment stays ${oc.env:NAME}
 
 
 def _json(content: Mapping[str, Any]) -> str:
-    return json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(redact(plain(content)), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _records(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:

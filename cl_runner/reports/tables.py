@@ -22,6 +22,7 @@ _SPREAD = (  # for more there is no room
     "acc", "learning_accuracy", "retention", "transfer", "average", "last", "loss", "delta_loss", "last_task_loss",
 )  # fmt: skip
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}  # other signs in LaTeX's first encoding
 _LATEX |= {character: "\\" + character for character in "&%$#_{}"}
 
 
@@ -221,5 +222,6 @@ def _cells(group: Group, metrics: Sequence[str]) -> dict[str, str]:
 
 
 def escape_latex(text: str) -> str:
-    """Returns text as LaTeX prints it."""
-    return "".join(_LATEX.get(character, character) for character in text)
+    """Returns text as LaTeX prints it, on one line."""
+    line = " ".join("".join(one if one.isprintable() else " " for one in text).split())
+    return "".join(_LATEX.get(character, character) for character in line)

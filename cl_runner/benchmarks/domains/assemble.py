@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cl_runner.benchmarks.bad_samples import SKIP, STOP, BadSample, still_there
 from cl_runner.benchmarks.domains.domain import Domain
 from cl_runner.benchmarks.pixel_cache import PixelCache
 from cl_runner.benchmarks.segments import Segments
@@ -26,14 +27,23 @@ class Assembly:
         view: how images are prepared.
         cache: the folder of decoded images (None: memory alone) and its bound in bytes.
         progress: called while images are decoded.
+        on_bad_sample: skip leaves out images that cannot be read; stop refuses the first.
 
     Attributes:
         notes: what the user should know.
+        skipped: images that could not be read and were left out, a line each.
     """
 
-    def __init__(self, view: View, cache: tuple[Path | None, int], progress: Progress | None = None) -> None:
-        self.view, self.progress = view, progress
+    def __init__(
+        self,
+        view: View,
+        cache: tuple[Path | None, int],
+        progress: Progress | None = None,
+        on_bad_sample: str = STOP,
+    ) -> None:
+        self.view, self.progress, self.on_bad_sample = view, progress, on_bad_sample
         self.notes: list[str] = []
+        self.skipped: list[str] = []
         folder, limit = cache
         self.cache = PixelCache(folder, limit or None, say=self.note)
         self._images: list[Tensor] = []
@@ -46,16 +56,25 @@ class Assembly:
         """Keeps a line for the user."""
         self.notes.append(line)
 
-    def add(self, domain: Domain, parts: Mapping[str, np.ndarray], *, labelled: bool) -> None:
+    def add(self, domain: Domain, parts: Mapping[str, np.ndarray], *, labelled: bool, training: bool = True) -> None:
         """Adds a domain, of which only the images of ``parts`` are decoded.
 
         Args:
             domain: its images, labels and names.
             parts: indices into its images, by part.
             labelled: whether the task of a sample is known.
+            training: whether anything looks at training images, of which every class then needs one.
+
+        Raises:
+            RequestError: an image cannot be read, or with skip, no image of a class can.
         """
         wanted = np.unique(np.concatenate(list(parts.values())))
-        images = self.cache.pixels(domain.images, wanted, self.view, name=domain.name, progress=self.progress)
+        bad: dict[int, BadSample] | None = {} if self.on_bad_sample == SKIP else None
+        images = self.cache.pixels(domain.images, wanted, self.view, name=domain.name, progress=self.progress, bad=bad)
+        if bad:
+            needed = ("train", "test") if training else ("test",)
+            parts = still_there(bad, domain.labels, parts, domain.class_names, domain.name, needed)
+            self.skipped += [bad[index].line for index in sorted(bad)]
         index = len(self._members)
         self._images.append(images)
         self._labels.append(domain.labels + self._classes)

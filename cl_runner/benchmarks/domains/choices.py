@@ -18,6 +18,7 @@ from cl_runner.errors import RequestError, nearest, shown
 if TYPE_CHECKING:
     from cl_runner.benchmarks.domains.domain import Domain
 
+MOST_CLASSES = 1_000_000
 KEYS = ("name", "root", "prompt", "names", "n_classes")
 
 
@@ -71,7 +72,14 @@ class Choice:
 
         if self.root is not None:
             if self.n_classes is None or self.root.is_dir():
-                return _of(opened())
+                found = _of(opened())
+                if self.n_classes not in (None, len(found.train)):
+                    raise RequestError(
+                        f"benchmark.domains.{self.name}.n_classes={self.n_classes}: {self.root} holds "
+                        f"{len(found.train)} classes",
+                        "drop it; it stands in for a folder that is not there",
+                    )
+                return found
             return ChoiceFacts(_even(0, self.n_classes), _even(0, self.n_classes))
         if self.split is not None or not is_packed(self.name, root):  # planning unpacks nothing
             with suppress(MissingData):
@@ -122,13 +130,15 @@ def choose(item: Any, key: str, splits: Mapping[str, Any], prompts: Mapping[str,
     """
     if isinstance(item, Mapping):
         return _own(item, key, prompts)
-    if item not in CATALOGUE:
+    if not isinstance(item, str) or item not in CATALOGUE:
         raise RequestError(
             f"{key}: there is no domain '{shown(item)}'",
             f"{nearest(str(item), tuple(CATALOGUE))}; class folders of your own: {{name: mine, root: FOLDER, "
             "prompt: 'a photo of a {}.'}",
         )
     split = splits.get(item)
+    if not isinstance(split, str | None):
+        raise RequestError(f"benchmark.splits.{item}={shown(split)} is not possible", "the path of a split file")
     templates = _templates(prompts.get(item, CATALOGUE[item].template), f"benchmark.prompts.{item}")
     return Choice(str(item), templates, None if split is None else Path(split).expanduser())
 
@@ -145,10 +155,17 @@ def _own(item: Mapping[str, Any], key: str, prompts: Mapping[str, Any]) -> Choic
         )
     if name in CATALOGUE:
         raise RequestError(f"{key}: {name} is a domain of the catalogue", "give your folders another name")
-    prompt = prompts.get(name, item.get("prompt") or "a photo of a {}.")
+    given = item.get("prompt")
+    prompt = prompts.get(name, "a photo of a {}." if given is None else given)
     templates = _templates(prompt, f"{key}: the prompt of {name}")
-    root, count = Path(str(item["root"])).expanduser(), item.get("n_classes")
-    return Choice(name, templates, None, root, item.get("names"), None if count is None else int(count))
+    root, count, names = Path(str(item["root"])).expanduser(), item.get("n_classes"), item.get("names")
+    if count is not None and not (type(count) is int and 1 <= count <= MOST_CLASSES):
+        raise RequestError(
+            f"{key}: n_classes={shown(count)} of {name} is not possible", f"a whole number from 1 to {MOST_CLASSES}"
+        )
+    if not isinstance(names, Mapping | list | tuple | None):
+        raise RequestError(f"{key}: names={shown(names)} of {name} is not possible", "{FOLDER: NAME}, or a list")
+    return Choice(name, templates, None, root, names, count)
 
 
 def _of(domain: Domain) -> ChoiceFacts:
@@ -163,6 +180,8 @@ def _even(count: int, n_classes: int) -> np.ndarray:
 
 
 def _templates(given: str | Sequence[str], key: str) -> tuple[str, ...]:
+    if not isinstance(given, str | list | tuple):
+        raise RequestError(f"{key}: {shown(given)} is no prompt", "for example 'a photo of a {}.'")
     templates = (given,) if isinstance(given, str) else tuple(given)
     if not templates:
         raise RequestError(f"{key}: there is no prompt", "for example 'a photo of a {}.'")

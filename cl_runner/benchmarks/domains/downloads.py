@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from cl_runner.benchmarks.sources.source import Progress, Say, check_md5, download, file_md5
-from cl_runner.benchmarks.sources.unpacking import unpack, unpack_member
+from cl_runner.benchmarks.sources.source import Progress, Say, check_md5, file_md5
+from cl_runner.downloads import download
+from cl_runner.unpacking import unpack, unpack_member
 
 _VGG = "https://www.robots.ox.ac.uk/~vgg/data"
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from cl_runner.benchmarks.sources.folder import undecodable
+from cl_runner.benchmarks.bad_samples import OR_SKIP, undecodable
 from cl_runner.benchmarks.sources.source import unreadable
 from cl_runner.errors import RequestError
 
@@ -49,7 +49,7 @@ class FileImages:
                 image.load()
                 return image
         except Exception as error:  # Pillow's plugins raise whatever they stumble over
-            raise undecodable(path, self.key, error) from error
+            raise undecodable(path, self.key, error, OR_SKIP) from error
 
     def fingerprint(self) -> str:
         """Returns a sha256 of every file's path below their common folder, size and time of change, in order.

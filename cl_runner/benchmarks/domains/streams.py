@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from cl_runner.benchmarks.bad_samples import STOP, ImageStream, warning
 from cl_runner.benchmarks.domains.catalogue import CATALOGUE, ORDER_I, ORDER_II
 from cl_runner.benchmarks.domains.choices import Choice, ChoiceFacts, choose
 from cl_runner.benchmarks.stream import Task, TaskStream
@@ -108,27 +109,34 @@ class DomainStream:
             tasks.append(Task(index, item.name, classes, facts.class_names, n_train, n_test, templates=item.templates))
         return self._stream(tasks, first)
 
-    def stream(self, data_root: Path, progress: Progress | None = None, training: bool = True) -> TaskStream:
+    def stream(
+        self,
+        data_root: Path,
+        progress: Progress | None = None,
+        training: bool = True,
+        on_bad_sample: str = STOP,
+    ) -> TaskStream:
         """The stream with its data: decoded once, then read from the cache.
 
         Args:
             data_root: where datasets lie, unless ``root`` says it.
             progress: called while images are decoded.
             training: False where nothing looks at training images: one a class stands for them.
+            on_bad_sample: skip leaves out images that cannot be read; stop refuses the first.
         """
         from cl_runner.benchmarks.domains.assemble import Assembly
         from cl_runner.benchmarks.domains.splits import few_shot
 
-        assembly = Assembly(self._view, self._pixel_cache(data_root), progress)
+        assembly = Assembly(self._view, self._pixel_cache(data_root), progress, on_bad_sample)
         root = self._root(data_root)
         for item in (*self.entries, *self.probes):
             domain = self._open(item, root)
             parts = self._parts(domain, trained=item in self.entries, say=assembly.note)
             if not training:
                 parts["train"] = few_shot(domain.labels, parts["train"], 1, self.split_seed)
-            assembly.add(domain, parts, labelled=self.task_labels)
+            assembly.add(domain, parts, labelled=self.task_labels, training=training)
         tasks, store, n_classes = assembly.finish()
-        return self._stream(tasks, n_classes, store, tuple(assembly.notes))
+        return self._stream(tasks, n_classes, store, tuple(assembly.notes), tuple(assembly.skipped))
 
     def _open(self, item: Choice, root: Path) -> Domain:
         """A domain, found once: looking for 100,000 files takes seconds."""
@@ -186,11 +194,16 @@ class DomainStream:
         return np.setdiff1d(train, chosen), chosen
 
     def _stream(
-        self, tasks: Sequence[Task], n_classes: int, store: ImageStore | None = None, notes: tuple[str, ...] = ()
+        self,
+        tasks: Sequence[Task],
+        n_classes: int,
+        store: ImageStore | None = None,
+        notes: tuple[str, ...] = (),
+        skipped: tuple[str, ...] = (),
     ) -> TaskStream:
         trained = len(self.entries)
         size = self._view.size
-        return TaskStream(
+        return ImageStream(
             name=self.name,
             tasks=tuple(tasks[:trained]),
             task_labels=self.task_labels,
@@ -200,7 +213,8 @@ class DomainStream:
             augmentation=self.augmentation,
             store=store,
             probes=tuple(tasks[trained:]),
-            notes=notes,
+            notes=notes + warning(skipped),
+            skipped=skipped,
         )
 
     def _check_names(self, splits: Mapping[str, Any], prompts: Mapping[str, Any]) -> None:

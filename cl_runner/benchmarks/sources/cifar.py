@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pickle
 import tarfile
-import warnings
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
+from cl_runner.benchmarks.sources.pickles import read_arrays
 from cl_runner.benchmarks.sources.source import (
     ArchiveSource,
     Facts,
@@ -22,7 +21,7 @@ from cl_runner.benchmarks.sources.source import (
     unpack,
     unreadable,
 )
-from cl_runner.errors import RequestError
+from cl_runner.errors import RequestError, shown
 
 
 class Cifar10(ArchiveSource):
@@ -30,7 +29,7 @@ class Cifar10(ArchiveSource):
 
     Looks for root/cifar-10-batches-py/, then root/cifar-10-python.tar.gz, then both in root/cifar10/. Loading unpacks
     the archive beside itself, or reads it where it lies if that folder cannot be written to. The files are pickles;
-    none is opened before its md5 matched.
+    none is opened before its md5 matched, and then nothing but arrays, texts, numbers, lists and dicts is built.
 
     Source: A. Krizhevsky, Learning multiple layers of features from tiny images, 2009; the checksums are those of
     torchvision 0.26, datasets/cifar.py.
@@ -117,7 +116,11 @@ class Cifar10(ArchiveSource):
         entries = {}
         for index, name in enumerate(self.files, start=1):
             content = self._bytes(place / name) if place.is_dir() else packed.pop(name)
-            entries[name] = _unpickle(self._checked(place / name, content))
+            try:
+                entries[name] = read_arrays(self._checked(place / name, content))
+            except ValueError as error:
+                message = f"{self.key}: {place / name} is no file of {self.name}: {shown(error, 200)}"
+                raise RequestError(message, f"remove {place}, then {self.hint}") from error
             if progress:
                 progress(index, len(self.files))
         return entries
@@ -183,10 +186,3 @@ class Cifar100(Cifar10):
     def facts(self) -> Facts:
         """Returns the published numbers."""
         return Facts(100, (3, 32, 32), 50000, 10000, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
-
-
-def _unpickle(content: bytes) -> dict[str, Any]:
-    """Opens a pickle of Python 2; only ever called on bytes whose md5 matched."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # NumPy 2.4 warns of how arrays were pickled in 2009
-        return pickle.loads(content, encoding="latin1")

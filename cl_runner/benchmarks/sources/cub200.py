@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from cl_runner.benchmarks.sources.folder import decode_all
-from cl_runner.benchmarks.sources.source import ArchiveSource, Facts, ImageData, Progress, unpack, unreadable
+from cl_runner.benchmarks.sources.source import ArchiveSource, Facts, ImageData, Progress, parted, unpack, unreadable
 from cl_runner.errors import RequestError
 
 
@@ -67,8 +67,9 @@ class Cub200(ArchiveSource):
             self.check_archive(place)
             place = unpack(place, self.folder, self.key)
         names, paths, labels, n_train = self._lists(place)
-        images = decode_all(paths, self.image_size, key=self.key, progress=progress)
-        return ImageData(images[:n_train], labels[:n_train], images[n_train:], labels[n_train:], names)
+        bad = self.passed_over()
+        images = decode_all(paths, self.image_size, key=self.key, progress=progress, bad=bad)
+        return parted(images, labels, n_train, names, bad, str(place))
 
     def _lists(self, place: Path) -> tuple[tuple[str, ...], list[Path], np.ndarray, int]:
         """Returns class names, image files and labels (N,) with the train part first, and the length of that part."""

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cl_runner.benchmarks.sources.source import Facts, ImageData, MissingData, Progress, Source, unreadable
+from cl_runner.benchmarks.bad_samples import OR_SKIP, BadSample, undecodable
+from cl_runner.benchmarks.sources.source import Facts, ImageData, MissingData, Progress, Source, parted, unreadable
 from cl_runner.errors import RequestError
 
 EXTENSIONS = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".pbm", ".tif", ".tiff", ".gif"])
@@ -31,7 +32,8 @@ class ImageFolder(Source):
     other than an image's extension are passed over. Images become RGB, their shortest side is resized to ``image_size``
     (bilinear, antialiased) and the centre is cut out; an image that has that size already keeps its pixels.
 
-    One file that does not decode completely, a class without images or with images in one part only: RequestError.
+    One file that does not decode completely (unless ``on_bad_sample`` is skip), a class without images or with images
+    in one part only: RequestError.
 
     Args:
         root: the folder that holds train and test; an archive has to be unpacked first.
@@ -73,8 +75,9 @@ class ImageFolder(Source):
     def load(self, progress: Progress | None = None) -> ImageData:
         """Returns images of shape (N, image_size, image_size, 3)."""
         classes, (train, train_labels), (test, test_labels) = self._scan()
-        images = decode_all(train + test, self.image_size, key=self.key, progress=progress)
-        return ImageData(images[: len(train)], train_labels, images[len(train) :], test_labels, classes)
+        bad = self.passed_over()
+        images = decode_all(train + test, self.image_size, key=self.key, progress=progress, bad=bad)
+        return parted(images, np.concatenate([train_labels, test_labels]), len(train), classes, bad, str(self.root))
 
     def amount(self) -> tuple[str, str]:
         """Returns that this is the user's business."""
@@ -169,15 +172,7 @@ def decode(path: Path, image_size: int, key: str) -> np.ndarray:
             rgb = rgb.crop((left, top, left + image_size, top + image_size))
         return np.asarray(rgb)
     except Exception as error:  # Pillow's plugins raise whatever they stumble over
-        raise undecodable(path, key, error) from error
-
-
-def undecodable(path: Path | str, key: str, error: Exception) -> RequestError:
-    """Returns the refusal for an image file at which Pillow failed with ``error``."""
-    reason = " ".join(str(error).split()) or type(error).__name__
-    reason = "not an image that Pillow knows" if "cannot identify image file" in reason else reason
-    message = f"{key}: {path} does not decode: {reason}"
-    return RequestError(message, "replace the file with an intact one, or remove it")
+        raise undecodable(path, key, error, OR_SKIP) from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -190,11 +185,18 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def decode_all(
-    paths: Sequence[Path], image_size: int, *, key: str, keep: bool = True, progress: Progress | None = None
+    paths: Sequence[Path],
+    image_size: int,
+    *,
+    key: str,
+    keep: bool = True,
+    progress: Progress | None = None,
+    bad: dict[int, BadSample] | None = None,
 ) -> np.ndarray:
     """Decodes files, large ones on all cores; returns uint8, (N, image_size, image_size, 3), or N = 0 unless ``keep``.
 
-    The first file in order that does not decode is the one named in the RequestError.
+    The first file in order that does not decode is the one named in the RequestError. With ``bad`` such files go there
+    by their place instead, and what stands in their rows has no meaning.
     """
     try:
         images = np.empty((len(paths) if keep else 0, image_size, image_size, 3), dtype=np.uint8)
@@ -206,7 +208,13 @@ def decode_all(
     def decode_chunk(start: int) -> int:
         chunk = paths[start : start + _CHUNK]
         for index, path in enumerate(chunk, start=start):
-            image = decode(path, image_size, key)
+            try:
+                image = decode(path, image_size, key)
+            except BadSample as error:
+                if bad is None:
+                    raise
+                bad[index] = error
+                continue
             if keep:
                 images[index] = image
         return len(chunk)

@@ -20,9 +20,9 @@ from cl_runner.benchmarks.sources.source import (
     Source,
     absence,
     check_md5,
-    download,
     unreadable,
 )
+from cl_runner.downloads import download
 from cl_runner.errors import RequestError
 
 

@@ -8,19 +8,18 @@ matched.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 from abc import abstractmethod
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
-from urllib.request import Request, urlopen
 
+from cl_runner.benchmarks.bad_samples import SKIP, STOP, BadSample, still_there
 from cl_runner.benchmarks.sources.dataset import Dataset, MissingData, Progress, Say
-from cl_runner.benchmarks.sources.unpacking import unpack
+from cl_runner.downloads import download
 from cl_runner.errors import RequestError
+from cl_runner.unpacking import unpack
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +32,7 @@ class ImageData:
     """Every image of a dataset, decoded.
 
     Images are uint8, (N, H, W, C); labels int64, (N,), in 0..n_classes-1: the dataset's official label ids, of which
-    ``class_names`` holds the names.
+    ``class_names`` holds the names. ``skipped`` has a line for each image that could not be read and was left out.
     """
 
     train_images: np.ndarray
@@ -41,6 +40,7 @@ class ImageData:
     test_images: np.ndarray
     test_labels: np.ndarray
     class_names: tuple[str, ...]
+    skipped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,13 @@ class Facts:
 
 
 class Source(Dataset):
-    """A dataset of images with a train and a test part, decoded into arrays. Making one touches no file."""
+    """A dataset of images with a train and a test part, decoded into arrays. Making one touches no file.
+
+    ``on_bad_sample`` may be set to skip before loading: sources that read image files then go without those that
+    cannot be read, and say so in what they load.
+    """
+
+    on_bad_sample: str = STOP
 
     @abstractmethod
     def facts(self) -> Facts:
@@ -89,6 +95,10 @@ class Source(Dataset):
         """Returns the published numbers."""
         facts = self.facts()
         return str(facts.n_classes), f"{facts.n_train:,} + {facts.n_test:,}"
+
+    def passed_over(self) -> dict[int, BadSample] | None:
+        """Returns where images go that cannot be read; None where they are refused."""
+        return {} if self.on_bad_sample == SKIP else None
 
 
 class ArchiveSource(Source):
@@ -155,6 +165,30 @@ class ArchiveSource(Source):
         say(self.verify(progress))
 
 
+def parted(
+    images: np.ndarray,
+    labels: np.ndarray,
+    n_train: int,
+    names: tuple[str, ...],
+    bad: dict[int, BadSample] | None,
+    where: str,
+) -> ImageData:
+    """Returns images (N, H, W, C), of which the first ``n_train`` are for training, as two parts without the bad ones.
+
+    Raises:
+        RequestError: a class would lose its last training or test image.
+    """
+    if not bad:
+        return ImageData(images[:n_train], labels[:n_train], images[n_train:], labels[n_train:], names)
+    import numpy as np
+
+    everything = np.arange(len(labels))
+    kept = still_there(bad, labels, {"train": everything[:n_train], "test": everything[n_train:]}, names, where)
+    train, test = kept["train"], kept["test"]
+    skipped = tuple(bad[index].line for index in sorted(bad))
+    return ImageData(images[train], labels[train], images[test], labels[test], names, skipped)
+
+
 def absence(root: Path, wanted: str) -> str:
     """Returns what was found instead of ``wanted`` at ``root``."""
     if root.is_file():
@@ -185,49 +219,3 @@ def check_md5(found: str, expected: str, path: Path | str, key: str, hint: str) 
 def unreadable(path: Path, key: str, error: OSError) -> RequestError:
     """Returns the refusal for a file or folder that the system does not let us read."""
     return RequestError(f"{key}: cannot read {path}: {error.strerror or error}", "check that it exists and its rights")
-
-
-def download(url: str, target: Path, md5: str, key: str, progress: Progress | None = None) -> None:
-    """Downloads to ``target.part``, going on where an earlier attempt stopped, and renames once the md5 matches.
-
-    Raises RequestError; the part stays unless it is complete and wrong.
-    """
-    part = target.with_name(f"{target.name}.part")
-    by_hand = f"run the command again where there is a network, or place {target.name} (md5 {md5}) in {target.parent}"
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        total = _fetch(url, part, progress)
-    except (OSError, HTTPException) as error:  # URLError is an OSError
-        reason = getattr(error, "reason", None) or error
-        raise RequestError(f"{key}: could not download {url} to {target}: {reason}", by_hand) from error
-    if part.stat().st_size < total:
-        raise RequestError(f"{key}: {part} got {part.stat().st_size} of {total} bytes", by_hand)
-    found = file_md5(part, key)
-    if found != md5:
-        part.unlink()
-    check_md5(found, md5, url, key, by_hand)
-    part.replace(target)
-
-
-def _fetch(url: str, part: Path, progress: Progress | None) -> int:
-    """Appends to ``part`` what is missing and returns the length it should have (0: the server did not say)."""
-    have = part.stat().st_size if part.exists() else 0
-    request = Request(url, headers={"User-Agent": "cl-runner"} | ({"Range": f"bytes={have}-"} if have else {}))
-    with contextlib.ExitStack() as stack:
-        try:
-            answer = stack.enter_context(urlopen(request, timeout=30))
-        except OSError as error:
-            if getattr(error, "code", None) == 416:  # nothing lies beyond what we have
-                return have
-            raise
-        resumed = answer.status == 206
-        have = have if resumed else 0
-        length = answer.headers.get("Content-Length")
-        total = have + int(length) if length else 0
-        stream = stack.enter_context(part.open("ab" if resumed else "wb"))
-        while chunk := answer.read(_CHUNK):
-            stream.write(chunk)
-            have += len(chunk)
-            if progress and total:
-                progress(have, total)
-    return total

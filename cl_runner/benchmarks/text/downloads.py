@@ -15,6 +15,7 @@ from urllib.request import Request, urlopen
 from cl_runner.benchmarks.sources.dataset import MissingData, Progress, Say
 from cl_runner.benchmarks.text.catalogue import REVIEWS, Reviews
 from cl_runner.errors import shown
+from cl_runner.optional import library
 
 PARTS = ("train", "test")
 
@@ -62,7 +63,7 @@ def absent(base: Path, key: str, reason: str) -> MissingData:
 
 
 def _load(dataset: str, part: str) -> Any:
-    from datasets import load_dataset
+    load_dataset = library("datasets", "benchmark=imdb_yelp", "text").load_dataset
     from huggingface_hub import constants
 
     if not constants.HF_HUB_OFFLINE:  # where it is set the library reads what it downloaded before
