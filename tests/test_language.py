@@ -82,6 +82,12 @@ def text_run(folder: Path, *overrides: str, stream: str = "imdb_yelp"):
     return run(compose(given), experiment="test", overrides=given)
 
 
+def losses_of(result) -> dict[tuple[int, int], float]:
+    """Loss by (after task, task); after task 0 is before training."""
+    rows = table(result.folder / "losses.csv")
+    return {(int(row["after_task"]), int(row["task"])): float(row["loss"]) for row in rows}
+
+
 def quick(folder: Path, *overrides: str):
     """A run on a miniature of IMDb and Yelp."""
     if not (folder / "text").is_dir():
@@ -266,9 +272,13 @@ STRATEGIES = {
 @pytest.mark.parametrize("adapter", ["none", "lora"])
 def test_every_strategy_of_tokens_runs(adapter, strategy, tmp_path):
     small = ("benchmark.n_train=8", "benchmark.n_test=4", "trainer.batch_size=4", "benchmark.length=24")
-    result = quick(tmp_path, f"adapter={adapter}", f"strategy={strategy}", *STRATEGIES[strategy], *small)
+    ways = ("optimizer.lr=0.02", *STRATEGIES[strategy])
+    result = quick(tmp_path, f"adapter={adapter}", f"strategy={strategy}", *ways, *small)
     assert result.summary["status"] == "done"
-    assert result.summary["loss"] < 6
+    losses = losses_of(result)
+    for task in (1, 2):
+        before, after = (0, 2) if strategy == "joint" else (task - 1, task)
+        assert losses[after, task] < losses[before, task] - 0.01  # it was learned
     assert np.isfinite(as_array(result.matrix)[-1]).all()
 
 
@@ -280,19 +290,55 @@ def test_methods_of_classes_are_refused(strategy, tmp_path):
         run(compose([*given, f"strategy={strategy}"]), experiment="test")
 
 
-def test_replay_keeps_what_naive_training_forgets(tmp_path):
-    settings = ("adapter=none", "trainer.epochs=8", "optimizer.lr=0.01", "trainer.batch_size=8")
-    naive = quick(tmp_path, *settings).summary["delta_loss"]
-    replay = quick(tmp_path, *settings, "strategy=replay", "strategy.mem_size=24").summary["delta_loss"]
-    assert naive > 0.05
-    assert replay < naive - 0.03
+ALL_OF_IT = ("strategy.mem_size=40",)  # both domains' texts
+KEPT = {  # settings, and at most this share of naive training's loss on the first domain, once the second is learned
+    "replay": (ALL_OF_IT, 0.1),
+    "gem": (ALL_OF_IT, 0.1),
+    "cumulative": ((), 0.1),
+    "joint": ((), 0.1),
+    "ewc": (("strategy.ewc_lambda=1e7",), 0.6),
+    "si": (("strategy.si_lambda=100",), 0.6),
+    "lwf": (("strategy.alpha=2",), 0.6),
+    "wise_ft": (("strategy.alpha=0.6",), 0.8),
+    "agem": ((*ALL_OF_IT, "strategy.sample_size=20"), 0.85),
+}
 
 
-def test_distillation_holds_the_old_answers(tmp_path):
-    settings = ("adapter=none", "trainer.epochs=6", "optimizer.lr=0.01")
-    naive = quick(tmp_path, *settings).summary["delta_loss"]
-    held = quick(tmp_path, *settings, "strategy=lwf", "strategy.alpha=20").summary["delta_loss"]
-    assert held < naive - 0.02
+def contradiction(folder: Path, *overrides: str) -> dict[tuple[int, int], float]:
+    """Losses of a run on two domains that say the opposite of the same things, so that gradients conflict."""
+    domains = []
+    for name, said in (("yes", "yes, of course"), ("no", "no, not at all")):
+        texts = [{"text": f"{first}{second} is {said}"} for first in "cdefg" for second in "cdefg"]
+        train, test = folder / f"{name}.jsonl", folder / f"{name}_test.jsonl"
+        write_lines(train, texts[:20])
+        write_lines(test, texts[20:])
+        domains.append(f"{{name: {name}, train: {train}, test: {test}}}")
+    settings = (
+        "adapter=none",
+        "benchmark.length=24",
+        "trainer.epochs=20",
+        "trainer.batch_size=10",
+        "optimizer.lr=0.01",
+    )
+    given = [f"benchmark.domains=[{','.join(domains)}]", *settings, *overrides]
+    return losses_of(text_run(folder, *given, stream="text_domains"))
+
+
+@pytest.fixture(scope="module")
+def forgotten(tmp_path_factory) -> float:
+    """The loss on the first domain after naive training on the second."""
+    losses = contradiction(tmp_path_factory.mktemp("naive"), "strategy=naive")
+    assert losses[1, 1] < 0.2 and losses[2, 2] < 0.2
+    assert losses[2, 1] > 2
+    return losses[2, 1]
+
+
+@pytest.mark.parametrize("strategy", KEPT)
+def test_a_strategy_keeps_what_naive_training_forgets(strategy, forgotten, tmp_path):
+    settings, share = KEPT[strategy]
+    losses = contradiction(tmp_path, f"strategy={strategy}", *settings)
+    assert losses[2, 1] < share * forgotten
+    assert losses[2, 2] < 0.5  # of 5.5: the second domain was learned all the same
 
 
 def test_distillation_against_its_formula():
@@ -303,10 +349,14 @@ def test_distillation_against_its_formula():
     old, new = language(tiny()), language(tiny(n_layer=1))
     (x, _), alpha, temperature = marked(), 3.0, 2.0
     plugin = TokenDistillation(alpha=alpha, temperature=temperature)
-    strategy = SimpleNamespace(model=old, mb_x=x, mb_task_id=None, mb_output=new(x), loss=torch.zeros(()))
+    clock = SimpleNamespace(train_exp_counter=0)
+    strategy = SimpleNamespace(model=old, mb_x=x, mb_task_id=None, mb_output=new(x), loss=torch.zeros(()), clock=clock)
+    plugin.before_training(strategy)
     plugin.before_backward(strategy)
     assert float(strategy.loss) == 0  # there is no teacher before the first task ends
     plugin.after_training_exp(strategy)
+    clock.train_exp_counter = 1
+    plugin.before_training(strategy)
     plugin.before_backward(strategy)
     p, q = (np.exp(net(x).detach().numpy().astype(float) / temperature) for net in (old, new))
     p, q = p / p.sum(1, keepdims=True), q / q.sum(1, keepdims=True)
@@ -724,7 +774,14 @@ def test_a_run_leaves_an_adapter_that_peft_generates_the_same_text_with(adapter,
     torch.manual_seed(0)
     base = transformers.GPT2LMHeadModel(
         transformers.GPT2Config(
-            n_layer=1, n_embd=32, n_head=2, vocab_size=259, n_positions=512, bos_token_id=1, eos_token_id=1
+            n_layer=1,
+            n_embd=32,
+            n_head=2,
+            vocab_size=259,
+            n_positions=512,
+            bos_token_id=1,
+            eos_token_id=1,
+            initializer_range=0.3,  # wide enough to say more than one thing
         )
     )
     base.save_pretrained(tmp_path / "base")
@@ -748,6 +805,7 @@ def test_a_run_leaves_an_adapter_that_peft_generates_the_same_text_with(adapter,
     result = run(compose(overrides), experiment="test", overrides=overrides)
     prompts = [torch.tensor([40, 50, 60]), torch.tensor([101, 35])]
     ours = [result.network.generate([prompt], most=12, eos=1, pad=0)[0] for prompt in prompts]
+    assert all(len(set(answer)) > 2 for answer in ours) and ours[0] != ours[1], ours  # they say something
     load = transformers.AutoModelForCausalLM.from_pretrained
     for model in (
         peft.PeftModel.from_pretrained(load(tmp_path / "base"), tmp_path / "factors"),
@@ -757,7 +815,7 @@ def test_a_run_leaves_an_adapter_that_peft_generates_the_same_text_with(adapter,
             found = model.generate(
                 input_ids=prompt[None], max_new_tokens=12, do_sample=False, eos_token_id=1, pad_token_id=0
             )
-            assert [token for token in found[0, len(prompt) :].tolist() if token != 1][: len(wanted)] == wanted
+            assert [token for token in found[0, len(prompt) :].tolist() if token != 1] == wanted
     plain = load(tmp_path / "base").generate(
         input_ids=prompts[0][None], max_new_tokens=12, do_sample=False, pad_token_id=0
     )

@@ -6,8 +6,10 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from cl_runner.errors import RequestError, nearest
+from cl_runner import optional
+from cl_runner.errors import RequestError, nearest, shown
 
+LARGEST = 1_000_000_000  # of numbers among the options: beyond it sizes of tensors overflow
 APART = ("ADAPTION_PROMPT", "POLY", "SHADOW", "TRAINABLE_TOKENS")  # of language models, or told a task by PEFT
 PLACED = ("target_modules", "target_parameters", "exclude_modules", "layers_to_transform", "layers_pattern")
 OURS = (  # fields of PEFT's configurations that the run decides
@@ -22,18 +24,26 @@ def library() -> Any:
     Raises:
         RequestError: it is not installed.
     """
-    try:
-        import peft
-    except ImportError as error:
-        raise RequestError(
-            "adapter=peft needs the PEFT library, which is not installed", "pip install 'cl-runner[peft]'"
-        ) from error
-    return peft
+    return optional.library("peft", "adapter=peft", "peft")
 
 
 def exactly(names: Iterable[str]) -> str:
     """A regular expression for these names alone: PEFT matches a text in full, and the names of a list at their end."""
     return "|".join(re.escape(name) for name in names) or "(?!)"
+
+
+def _check_type(key: str, value: Any, annotation: Any) -> None:
+    """Refuses a value that PEFT would take for something else: it computes with whatever it is given."""
+    name = getattr(annotation, "__name__", str(annotation))
+    kinds: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
+    fitting = name not in kinds or (isinstance(value, kinds[name]) and (name == "bool" or not isinstance(value, bool)))
+    if not fitting or (isinstance(value, (int, float)) and not abs(value) <= LARGEST):
+        words = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
+        raise RequestError(
+            f"adapter.options.{key}={shown(value)} is not possible",
+            f"{key} of PEFT takes {words.get(name, 'another value')}"
+            + f" up to {LARGEST:,}" * (name in ("int", "float")),
+        )
 
 
 def resolve(method: str, options: Mapping[str, Any]) -> tuple[str, Any, dict[str, Any]]:
@@ -76,4 +86,5 @@ def resolve(method: str, options: Mapping[str, Any]) -> tuple[str, Any, dict[str
                 f"adapter.options.{key}: {classes[kind].__name__} of PEFT has no such field",
                 nearest(str(key), known, limit=30),
             )
+        _check_type(key, fields[key], classes[kind].__dataclass_fields__[key].type)
     return kind, classes[kind], fields

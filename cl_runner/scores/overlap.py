@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from cl_runner.errors import RequestError
+from cl_runner.optional import library
 
 _LITERAL = re.compile(r"<(?:STR|NUM|CHAR)_LIT:(.*?)>", re.DOTALL)
 _BARE = {"<NUM_LIT>": "0", "<STR_LIT>": "", "<CHAR_LIT>": ""}
@@ -56,11 +56,7 @@ def rouge_of_package() -> Any:
     Raises:
         RequestError: the package is missing.
     """
-    try:
-        from rouge import Rouge
-    except ImportError as error:
-        raise _missing("rouge_l", "rouge") from error
-    return Rouge(metrics=["rouge-l"])
+    return library("rouge", "the score rouge_l", "text").Rouge(metrics=["rouge-l"])
 
 
 def ratio_of_rapidfuzz() -> Callable[[str, str], float]:
@@ -69,10 +65,7 @@ def ratio_of_rapidfuzz() -> Callable[[str, str], float]:
     Raises:
         RequestError: rapidfuzz is missing.
     """
-    try:
-        from rapidfuzz.fuzz import ratio
-    except ImportError as error:
-        raise _missing("edit_similarity", "rapidfuzz") from error
+    ratio: Callable[[str, str], float] = library("rapidfuzz.fuzz", "the score edit_similarity", "text").ratio
     return ratio
 
 
@@ -89,8 +82,3 @@ def _deep_enough(words: int) -> Iterator[None]:
         yield
     finally:
         sys.setrecursionlimit(before)
-
-
-def _missing(metric: str, package: str) -> RequestError:
-    return RequestError(f"the score {metric} needs the package {package}, which is not installed",
-                        "pip install 'cl-runner[text]'")  # fmt: skip
