@@ -78,7 +78,8 @@ def learn(
         "peak_memory_bytes": _peak_memory(stage.device),
         "drift": network.adapter.drift(),
     }
-    summary = recorder.run_finished(figures | ({"skipped_steps": guard.skipped} if guard.skipped else {}))
+    skipped = {"skipped_steps": guard.skipped, "skipped_samples": len(getattr(stream, "skipped", ()))}
+    summary = recorder.run_finished(figures | {name: count for name, count in skipped.items() if count})
     return RunResult(folder.path, summary, _rows(recorder.matrix), _rows([recorder.initial])[0], network)
 
 
