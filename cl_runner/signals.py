@@ -29,6 +29,9 @@ class Stop:
         self._waits = True
         try:
             yield
+        except BaseException:
+            self.requested = None  # what goes on has ended in another way
+            raise
         finally:
             self._waits = False
         self.end_if_requested()
@@ -40,8 +43,7 @@ class Stop:
             KeyboardInterrupt: the run was asked to end.
         """
         if self.requested is not None:
-            name, self.requested = self.requested, None
-            self._end(name)
+            self._end(self.requested)
 
     def heard(self, signum: int, frame: Any) -> None:
         """Handles a signal."""
@@ -52,6 +54,7 @@ class Stop:
             self._end(name)
 
     def _end(self, name: str) -> None:
+        self.requested = None
         if name in self.passed_on:  # a launcher's, which puts the job back into its queue
             self.passed_on[name](getattr(signal, name), None)
         raise KeyboardInterrupt(name)
@@ -79,6 +82,8 @@ def interruptible() -> Iterator[Stop]:
         yield STOP
     finally:
         STOP.passed_on = passed_on
+        if STOP.heard not in earlier.values():  # the outermost: what nobody heeded was for what ends here
+            STOP.requested = None
         for name, handler in earlier.items():
             if handler is not None:  # one that was not set from Python cannot be put back
                 signal.signal(getattr(signal, name), handler)
