@@ -81,6 +81,11 @@ def build_strategy(
     """
     trainer, modality = config.trainer, modality or modality_of(config)
     recipe: Strategy = build(config.strategy)
+    if not isinstance(recipe, Strategy):
+        raise RequestError(
+            f"strategy._target_={config.strategy._target_} is no Strategy",
+            "derive it from cl_runner.strategies.strategy.Strategy",
+        )
     options: dict[str, Any] = OmegaConf.to_container(config.optimizer)  # type: ignore[assignment]
     optimizer = import_target(options.pop("_target_"), "optimizer")
     workshop = Workshop(
@@ -141,7 +146,7 @@ def task_epochs(config: DictConfig, stream: TaskStream, recipe: Strategy) -> tup
 
 
 def _check_schedule(network: TaskNetwork, recipe: Strategy, workshop: Workshop) -> None:
-    """Refuses a rank schedule that no task follows to its end."""
+    """Refuses a rank schedule that no task follows to its end: here, where the base and the phases are known."""
     adapter = network.adapter
     schedule = list(getattr(adapter, "rank_schedule", ()))
     if not schedule:

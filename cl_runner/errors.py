@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 class RequestError(Exception):
     """The request cannot be met; the command line ends with exit code 2.
@@ -28,8 +30,18 @@ class RequestError(Exception):
 def shown(value: object, limit: int = 60) -> str:
     """A value as it would be typed, on one line and cut where it is long."""
     word = str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
-    text = " ".join(word.split())
+    text = "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in " ".join(word.split()))
     return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+def told(error: BaseException | str) -> str:
+    """What a library's error says to a person, on one line: without Python's own words for types and classes."""
+    said = " ".join(str(error).split())
+    if isinstance(error, KeyError):
+        return f"{said} is not known"
+    said = re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>", r"\1", said)
+    said = re.sub(r"\b[A-Z]\w*(?:Error|Exception): ", "", said).replace("NoneType", "null")
+    return said or "it gives no reason"
 
 
 def nearest(word: str, known: list[str] | tuple[str, ...], limit: int = 12) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from cl_runner.adapters.adapter import Adapter
 from cl_runner.assembly import build_strategy, notes
 from cl_runner.benchmarks.stream import TaskStream
 from cl_runner.modalities import modality_of
@@ -43,8 +44,9 @@ def plan(config: DictConfig, folder: RunFolder, console: Console) -> RunResult:
                 learns = network.moving[0]
                 encoded = modality.encoded_prompts(stream, network, tasks)
                 prompts += encoded * _steps(config, stream, tasks, epochs)
-            for epoch in range(epochs):
-                network.adapter.begin_epoch(epoch)  # a rank schedule drops parameters
+            if type(network.adapter).begin_epoch is not Adapter.begin_epoch:
+                for epoch in range(epochs):
+                    network.adapter.begin_epoch(epoch)  # a rank schedule drops parameters
             network.end_task()
             parameters.append(parameter_row(network, tasks[-1] + 1) | {"trainable": opened})
             layers += [row for task in tasks for row in layer_rows(network, task, with_norms=False)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -28,11 +29,11 @@ from cl_runner.adapters.peft_layers import (
 from cl_runner.adapters.peft_methods import exactly, library, resolve
 from cl_runner.adapters.placement import Placement
 from cl_runner.adapters.roles import role_of
-from cl_runner.errors import RequestError
+from cl_runner.errors import RequestError, shown, told
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 RANKLESS = ("OFT", "BOFT")  # their r is a number of blocks
-FAILURES = (TypeError, ValueError, KeyError, AttributeError, AssertionError, RuntimeError)
+FAILURES = (ImportError, TypeError, ValueError, KeyError, AttributeError, AssertionError, RuntimeError)
 
 
 class PEFT(FrozenBase):
@@ -237,11 +238,12 @@ class PEFT(FrozenBase):
     def _explained(self) -> Iterator[None]:
         """Says what PEFT refuses in two lines, and keeps its advice to people who call it by hand to itself."""
         try:
+            logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # BOFT looks for a compiler
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 yield
         except FAILURES as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            reason = shown(told(error), 200)
             if isinstance(error, RuntimeError) and any(item.is_meta for item in self.root.parameters()):
                 raise RequestError(
                     f"adapter.method={self.method}: PEFT cannot set it up without real weights, as mode=plan has them: "

@@ -175,6 +175,6 @@ def _kind(layer: nn.Module) -> str:
     return "conv" if isinstance(layer, nn.Conv2d) else "linear"
 
 
-def _listing(candidates: dict[str, Candidate], limit: int = 30) -> str:
+def _listing(candidates: dict[str, Candidate], limit: int = 12) -> str:
     names = list(candidates)
     return ", ".join(names[:limit]) + (f", ... ({len(names)} in all)" if len(names) > limit else "")

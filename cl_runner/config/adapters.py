@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from cl_runner.config.options import option
+from cl_runner.config.options import LARGEST, MOST_CLASSES, MOST_RANKS, option
 
 INFERENCE = ("auto", "oracle", "max_output", "entropy", "prototype")
 
@@ -21,8 +21,8 @@ class NoAdapter:
 class Deltas:
     """Keys that every adapter with deltas shares."""
 
-    rank: int = option(4, low=1)
-    linear_rank: int | None = option(None, low=1)
+    rank: int = option(4, low=1, high=MOST_RANKS)
+    linear_rank: int | None = option(None, low=1, high=MOST_RANKS)
     base: str = option("auto", choices=("auto", "frozen", "first_task"))
     full: list[str] = option([])
     compute: str = option("auto", choices=("auto", "two_path", "merged"))
@@ -33,7 +33,7 @@ class ConvLoRA(Deltas):
     """Per-task ConvLoRA."""
 
     _target_: str = "cl_runner.adapters.convlora.ConvLoRA"
-    alpha: float | None = option(None, above=0)
+    alpha: float | None = option(None, above=0, high=LARGEST)
     task_inference: str = option("auto", choices=INFERENCE)
 
 
@@ -42,7 +42,7 @@ class ConvLoRACP(ConvLoRA):
     """Its separable form."""
 
     _target_: str = "cl_runner.adapters.convlora_cp.ConvLoRACP"
-    rank: int = option(1, low=1)
+    rank: int = option(1, low=1, high=MOST_RANKS)
     shared_spatial: bool = False
 
 
@@ -50,10 +50,10 @@ class ConvLoRACP(ConvLoRA):
 class SharedLoRA(Deltas):
     """Keys of LoRA and of what builds on it."""
 
-    alpha: float | None = option(None, above=0)
+    alpha: float | None = option(None, above=0, high=LARGEST)
     dropout: float = option(0.0, low=0, below=1)
-    eval_rank: int | None = option(None, low=1)
-    eval_ranks: list[int] = option([], low=1)
+    eval_rank: int | None = option(None, low=1, high=MOST_RANKS)
+    eval_ranks: list[int] = option([], low=1, high=MOST_RANKS)
     eval_ranks_at: str = option("last", choices=("last", "every_task"))
 
 
@@ -71,12 +71,12 @@ class DyLoRA(LoRA):
     """LoRA with ordered components."""
 
     _target_: str = "cl_runner.adapters.dylora.DyLoRA"
-    rank: int = option(8, low=1)
+    rank: int = option(8, low=1, high=MOST_RANKS)
     training: str = option("ordering", choices=("ordering", "random_rank"))
-    lambda_order: float = option(1e-4, low=0)
+    lambda_order: float = option(1e-4, low=0, high=LARGEST)
     update: str = option("all", choices=("all", "last"))
-    rank_schedule: list[int] = option([], low=1)
-    schedule_from: int = option(1, low=1)
+    rank_schedule: list[int] = option([], low=1, high=MOST_RANKS)
+    schedule_from: int = option(1, low=1, high=MOST_CLASSES)
 
 
 @dataclass
@@ -84,8 +84,8 @@ class DCLoRA(SharedLoRA):
     """LoRA that keeps its direction."""
 
     _target_: str = "cl_runner.adapters.dclora.DCLoRA"
-    rank: int = option(8, low=1)
-    lambda_dc: float = option(0.1, low=0)
+    rank: int = option(8, low=1, high=MOST_RANKS)
+    lambda_dc: float = option(0.1, low=0, high=LARGEST)
 
 
 @dataclass
@@ -93,11 +93,11 @@ class Hybrid(SharedLoRA):
     """Both."""
 
     _target_: str = "cl_runner.adapters.dclora.Hybrid"
-    rank: int = option(8, low=1)
-    lambda_order: float = option(1e-4, low=0)
-    lambda_dc: float = option(0.1, low=0)
-    rank_schedule: list[int] = option([], low=1)
-    schedule_from: int = option(2, low=1)
+    rank: int = option(8, low=1, high=MOST_RANKS)
+    lambda_order: float = option(1e-4, low=0, high=LARGEST)
+    lambda_dc: float = option(0.1, low=0, high=LARGEST)
+    rank_schedule: list[int] = option([], low=1, high=MOST_RANKS)
+    schedule_from: int = option(2, low=1, high=MOST_CLASSES)
 
 
 @dataclass
@@ -105,8 +105,8 @@ class CoDyRA(Deltas):
     """Gated deltas, merged after every task."""
 
     _target_: str = "cl_runner.adapters.codyra.CoDyRA"
-    rank: int = option(16, low=1)
-    kappa_max: float = option(0.005, low=0)
+    rank: int = option(16, low=1, high=MOST_RANKS)
+    kappa_max: float = option(0.005, low=0, high=LARGEST)
     dense_fraction: float = option(0.5, low=0, below=1)
     threshold: str = option("soft", choices=("soft", "released"))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import re
 import types
 import typing
 from typing import Any
@@ -13,15 +14,20 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from cl_runner.config.components import COMPONENTS
-from cl_runner.config.idle import idle_keys
+from cl_runner.config.held_out import holds_out, no_validation
+from cl_runner.config.idle import idle_in_evaluation, idle_keys
 from cl_runner.config.objective import check_objective
 from cl_runner.config.options import fits, option, takes
 from cl_runner.config.schema import Placement, Run, Tracking, Trainer
-from cl_runner.errors import RequestError, nearest, shown
+from cl_runner.errors import RequestError, nearest, shown, told
 
 PLAIN_TYPES = [kind for base in (int, float, bool, str) for kind in (base, base | None)]
 NETWORK_KEYS = {"head": "auto", "head_classes": "all"}  # of the backbone group, taken by the network around it
 GIVEN_BY_RUNNER = {"optimizer": ("params",)}  # arguments of a constructor that no configuration sets
+CONTRACTS = {  # a method of each kind of what a group builds; the rest of the contract comes with the base class
+    "benchmark": ("outline",), "backbone": ("build", "build_language_model"),
+    "strategy": ("plugins",), "optimizer": ("step",), "scheduler": ("begin",),
+}  # fmt: skip
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 UNTARGETED: dict[str, type] = {"placement": Placement, "trainer": Trainer, "tracking": Tracking}
 
@@ -46,7 +52,8 @@ def settle(config: Any, overrides: list[str] | None = None) -> DictConfig:
         raise RequestError(f"{error.full_key} has no value", f"give it one: {error.full_key}=...") from error
     except OmegaConfBaseException as error:
         key = f"{error.full_key}: " if error.full_key else ""
-        raise RequestError(key + shown(str(error).splitlines()[0], 200), "give the key a value") from error
+        reason = re.sub(r"^\w+ raised while resolving interpolation: ", "", str(error).splitlines()[0]).strip('"')
+        raise RequestError(key + shown(reason, 200), "give the key a value") from error
     if not isinstance(content, dict):
         raise RequestError(f"a configuration is a mapping of keys, not {shown(content)}", "see configs/run.yaml")
     plain: dict[str, Any] = {str(key): value for key, value in content.items() if key != "hydra"}
@@ -126,7 +133,11 @@ def _refuse_unknown(node: dict[str, Any], known: list[str], group: str) -> None:
 def _own_component(group: str, target: str, node: dict[str, Any]) -> DictConfig:
     """A user's class: importable, and every key an argument of its constructor."""
     constructor = import_target(target, group)
-    parameters = dict(inspect.signature(constructor).parameters)
+    _check_contract(group, target, constructor)
+    try:
+        parameters = dict(inspect.signature(constructor).parameters)
+    except ValueError as error:  # of some classes written in C
+        raise RequestError(f"{group}._target_={target}: its arguments cannot be told", "name another class") from error
     for name in GIVEN_BY_RUNNER.get(group, ()):
         parameters.pop(name, None)
     variadic = {item.kind: name for name, item in parameters.items() if item.kind in _VARIADIC}
@@ -141,13 +152,25 @@ def _own_component(group: str, target: str, node: dict[str, Any]) -> DictConfig:
     return OmegaConf.create(node | _annotated(constructor, node, group))
 
 
+def _check_contract(group: str, target: str, constructor: Any) -> None:
+    """Refuses a class that cannot be what its group is: one that is abstract, or has not the methods."""
+    if not inspect.isclass(constructor):
+        return
+    if inspect.isabstract(constructor):
+        raise RequestError(f"{group}._target_={target} is abstract", "name a class that is derived from it")
+    methods = CONTRACTS.get(group, ())  # an adapter is looked at when it is built
+    if methods and not any(hasattr(constructor, name) for name in methods):
+        needed = " or ".join(f"'{name}'" for name in methods)
+        raise RequestError(f"{group}._target_={target} is no {group}", f"such a class has a method {needed}")
+
+
 def _annotated(constructor: Any, node: dict[str, Any], group: str) -> dict[str, Any]:
     """The keys of a user's class that are annotated with a plain type, held to it."""
     try:
         hints = typing.get_type_hints(constructor.__init__ if inspect.isclass(constructor) else constructor)
     except (NameError, TypeError):  # an annotation that cannot be resolved says nothing
         hints = {}
-    plain = [(name, hints[name], option("???")) for name in node if hints.get(name) in PLAIN_TYPES]
+    plain = [(name, hints[name], option("???", empty=True)) for name in node if hints.get(name) in PLAIN_TYPES]
     schema = dataclasses.make_dataclass("Annotated", plain)
     typed = _typed(schema, {name: node[name] for name, *_ in plain}, group)
     return {str(name): value for name, value in typed.items()}
@@ -161,13 +184,16 @@ def import_target(target: str, group: str) -> Any:
     """
     module, _, name = target.rpartition(".")
     try:
+        if not module:
+            raise ImportError("there is no module in this name")
         found = getattr(importlib.import_module(module), name)
         if not callable(found):
             raise TypeError(f"'{name}' is no class")
         return found
     except Exception as error:  # a user's module may raise anything
+        kind = "" if isinstance(error, (ImportError, AttributeError, TypeError)) else f"{type(error).__name__}: "
         raise RequestError(
-            f"{group}._target_={shown(target)} cannot be imported: {type(error).__name__}: {shown(error, 200)}",
+            f"{group}._target_={shown(target)} cannot be imported: {kind}{shown(told(error), 200)}",
             "name a class as package.module.Class; --config-dir FOLDER puts FOLDER and its parent on the path",
         ) from error
 
@@ -184,14 +210,24 @@ def build(node: DictConfig, **extra: Any) -> Any:
 def _check_together(config: DictConfig) -> None:
     """Refuses keys that exclude one another."""
     check_objective(config.objective)
+    other = f"checkpoint={config.checkpoint}" if config.checkpoint is not None else f"mode={config.mode}"
+    if config.resume is not None and other != "mode=train":
+        raise RequestError(
+            f"resume={config.resume} goes on training, and {other} does something else",
+            f"cl-run resume={config.resume}, or cl-run mode=eval checkpoint={config.resume}",
+        )
+    if config.mode == "eval" and config.checkpoint is None:
+        raise RequestError(
+            "mode=eval evaluates a run folder again, and checkpoint is null", "say which: checkpoint=outputs/..."
+        )
     trainer, benchmark, scheduler = config.trainer, config.benchmark, config.scheduler
-    validated = float(benchmark.get("validation_fraction") or 0.0) > 0 or bool(benchmark.get("validation_split"))
+    validated = holds_out(benchmark)
     schedule = str(scheduler._target_).rpartition(".")[2]
     if not validated and (trainer.patience is not None or schedule == "Plateau"):
         key = "trainer.patience" if trainer.patience is not None else "scheduler=plateau"
         raise RequestError(
-            f"{key} watches a validation split, and benchmark.validation_fraction is 0",
-            "set benchmark.validation_fraction=0.1; nothing is ever chosen on test data",
+            f"{key} watches a validation split, and {no_validation(benchmark)}",
+            "set benchmark.validation_fraction=0.1 and more than one image a class; nothing is chosen on test data",
         )
     if trainer.iterations is not None and (trainer.patience is not None or schedule in ("Plateau", "MultiStep")):
         key = "trainer.patience" if trainer.patience is not None else f"scheduler={schedule.lower()}"
@@ -217,8 +253,6 @@ def _check_together(config: DictConfig) -> None:
     if not backbone.get("name", "given") and not backbone.get("config") and not in_files:
         example = "gpt2" if "tokenizer" in backbone else "resnet20_cifar10"
         raise RequestError("backbone.name is empty", f"name a network, for example backbone.name={example}")
-    if not str(config.output_root).strip():
-        raise RequestError("output_root is empty", "name a folder, for example output_root=outputs")
     placement = config.placement
     if not placement.kinds:
         raise RequestError("placement.kinds=[] is not possible", "a list of conv, linear or both")
@@ -239,7 +273,7 @@ def _longest(trainer: DictConfig) -> int:
 
 
 def _check_schedule(config: DictConfig) -> None:
-    """Refuses a rank schedule that is never followed to its end."""
+    """Refuses a rank schedule that no task follows to its end, whatever the network; the rest is assembly's."""
     schedule, trainer = config.adapter.get("rank_schedule"), config.trainer
     if not schedule:
         return
@@ -251,22 +285,15 @@ def _check_schedule(config: DictConfig) -> None:
             f"adapter.rank_schedule={list(schedule)} has {len(schedule)} epochs, and {length}",
             "give as many ranks as epochs at most, and train by epochs",
         )
-    tasks = config.benchmark.get("n_tasks")
-    if tasks is not None and config.adapter.schedule_from > tasks:
-        raise RequestError(
-            f"adapter.schedule_from={config.adapter.schedule_from}: there are {tasks} tasks", f"at most {tasks}"
-        )
 
 
 def _check_typed_keys(config: DictConfig, overrides: list[str]) -> None:
     """Refuses a key that was typed and that nothing in this composition uses."""
+    if config.resume is not None:  # held against the configuration of that folder, see `taken_up`
+        return
     typed = [item.lstrip("+~").split("=")[0].split("@")[0] for item in overrides]
+    keys = idle_in_evaluation() if config.mode == "eval" else idle_keys(config)
     for name in typed:
-        if config.resume is not None and name not in ("resume", "quiet") and not name.startswith("hydra."):
-            raise RequestError(
-                f"{name} has no use here: resume={config.resume} goes on with that folder's config.yaml",
-                "drop it, or start a new run without resume",
-            )
-        for key, idle, reason, hint in idle_keys(config):
+        for key, idle, reason, hint in keys:
             if idle and (name == key or name.startswith(key + ".")):
                 raise RequestError(f"{name} has no use here: {reason}", hint)

@@ -12,7 +12,16 @@ from typing import Any
 
 from cl_runner.config.adapters import ADAPTERS
 from cl_runner.config.benchmarks import BENCHMARKS
-from cl_runner.config.options import option
+from cl_runner.config.options import (
+    LARGEST,
+    MOST_BLOCKS,
+    MOST_EPOCHS,
+    MOST_PIXELS,
+    MOST_SAMPLES,
+    MOST_STEPS,
+    WIDEST,
+    option,
+)
 
 # ----------------------------------------------------------------------------------------------- backbones
 
@@ -21,8 +30,8 @@ from cl_runner.config.options import option
 class Backbone:
     """Keys that every image backbone shares."""
 
-    name: str = ""
-    pretrained: bool | str = False
+    name: str = option("", empty=True)
+    pretrained: bool | str = option(False, path=True)
     head: str = option("auto", choices=("auto", "shared", "per_task"))
     head_classes: str = option("all", choices=("all", "task"))
 
@@ -34,7 +43,7 @@ class SmallCNN(Backbone):
     _target_: str = "cl_runner.backbones.small.SmallCNN"
     name: str = "small_cnn"
     layers: int = option(2, low=1, high=8)
-    width: int = option(32, low=1)
+    width: int = option(32, low=1, high=4096)
 
 
 @dataclass
@@ -58,11 +67,11 @@ class OpenCLIP(Backbone):
     """A vision-language network of open_clip."""
 
     _target_: str = "cl_runner.backbones.open_clip.OpenCLIP"
-    config: str | None = None
+    config: str | None = option(None, path=True)
     weights: str | None = None
-    layers: int | None = option(None, low=1)
-    width: int | None = option(None, low=64)
-    patch_size: int | None = option(None, low=1)
+    layers: int | None = option(None, low=1, high=MOST_BLOCKS)
+    width: int | None = option(None, low=64, high=WIDEST)
+    patch_size: int | None = option(None, low=1, high=MOST_PIXELS)
     quick_gelu: bool | None = None
     templates: str = option("dataset", choices=("dataset", "simple", "openai"))
     frozen: list[str] = option([], choices=("vision", "text"))
@@ -74,13 +83,13 @@ class Transformers:
     """A causal language model of transformers."""
 
     _target_: str = "cl_runner.backbones.transformers.Transformers"
-    name: str = ""
-    pretrained: bool | str = False
-    layers: int | None = option(None, low=1)
-    width: int | None = option(None, low=2)
-    tokenizer: str | None = None
+    name: str = option("", empty=True)
+    pretrained: bool | str = option(False, path=True)
+    layers: int | None = option(None, low=1, high=MOST_BLOCKS)
+    width: int | None = option(None, low=2, high=WIDEST)
+    tokenizer: str | None = option(None, path=True)
     options: dict[str, Any] = option({})
-    vocab_size: int | None = option(None, low=8)
+    vocab_size: int | None = option(None, low=8, high=10**8)
     gradient_checkpointing: bool = False
     dtype: str = option("float32", choices=("float32", "bfloat16"))
 
@@ -114,8 +123,8 @@ class Replay:
     """Experience replay."""
 
     _target_: str = "cl_runner.strategies.rehearsal.Replay"
-    mem_size: int = option(500, low=1)
-    batch_size_mem: int | None = option(None, low=1)
+    mem_size: int = option(500, low=1, high=MOST_SAMPLES)
+    batch_size_mem: int | None = option(None, low=1, high=MOST_SAMPLES)
 
 
 @dataclass
@@ -123,10 +132,10 @@ class DER:
     """Dark experience replay."""
 
     _target_: str = "cl_runner.strategies.rehearsal.DER"
-    mem_size: int = option(500, low=1)
-    batch_size_mem: int | None = option(None, low=1)
-    alpha: float = option(0.1, low=0)
-    beta: float = option(0.5, low=0)
+    mem_size: int = option(500, low=1, high=MOST_SAMPLES)
+    batch_size_mem: int | None = option(None, low=1, high=MOST_SAMPLES)
+    alpha: float = option(0.1, low=0, high=LARGEST)
+    beta: float = option(0.5, low=0, high=LARGEST)
 
 
 @dataclass
@@ -134,7 +143,7 @@ class ICaRL:
     """iCaRL."""
 
     _target_: str = "cl_runner.strategies.rehearsal.ICaRL"
-    mem_size: int = option(500, low=1)
+    mem_size: int = option(500, low=1, high=MOST_SAMPLES)
 
 
 @dataclass
@@ -142,8 +151,8 @@ class GEM:
     """Gradient episodic memory."""
 
     _target_: str = "cl_runner.strategies.rehearsal.GEM"
-    mem_size: int = option(500, low=1)
-    memory_strength: float = option(0.5, low=0)
+    mem_size: int = option(500, low=1, high=MOST_SAMPLES)
+    memory_strength: float = option(0.5, low=0, high=LARGEST)
 
 
 @dataclass
@@ -151,8 +160,8 @@ class AGEM:
     """Averaged GEM."""
 
     _target_: str = "cl_runner.strategies.rehearsal.AGEM"
-    mem_size: int = option(500, low=1)
-    sample_size: int = option(64, low=1)
+    mem_size: int = option(500, low=1, high=MOST_SAMPLES)
+    sample_size: int = option(64, low=1, high=MOST_SAMPLES)
 
 
 @dataclass
@@ -160,7 +169,7 @@ class EWC:
     """Elastic weight consolidation."""
 
     _target_: str = "cl_runner.strategies.regularisation.EWC"
-    ewc_lambda: float = option(100.0, low=0)
+    ewc_lambda: float = option(100.0, low=0, high=LARGEST)
     variant: str = option("separate", choices=("separate", "online"))
     decay_factor: float = option(0.9, low=0, high=1)
 
@@ -170,8 +179,8 @@ class LwF:
     """Learning without forgetting."""
 
     _target_: str = "cl_runner.strategies.regularisation.LwF"
-    alpha: float = option(1.0, low=0)
-    temperature: float = option(2.0, above=0)
+    alpha: float = option(1.0, low=0, high=LARGEST)
+    temperature: float = option(2.0, above=0, high=LARGEST)
 
 
 @dataclass
@@ -179,8 +188,8 @@ class SI:
     """Synaptic intelligence."""
 
     _target_: str = "cl_runner.strategies.regularisation.SI"
-    si_lambda: float = option(1.0, low=0)
-    eps: float = option(1e-3, above=0)
+    si_lambda: float = option(1.0, low=0, high=LARGEST)
+    eps: float = option(1e-3, above=0, high=LARGEST)
 
 
 @dataclass
@@ -204,15 +213,15 @@ class ZSCL:
     """Distillation on reference data and weight averaging."""
 
     _target_: str = "cl_runner.strategies.vision_language.ZSCL"
-    reference_images: str | None = None
-    reference_texts: str | None = None
-    reference_size: int = option(100_000, low=1)
-    batch_size_ref: int = option(64, low=1)
-    distillation: float = option(1.0, low=0)
-    temperature: float = option(2.0, above=0)
+    reference_images: str | None = option(None, path=True)
+    reference_texts: str | None = option(None, path=True)
+    reference_size: int = option(100_000, low=1, high=MOST_SAMPLES)
+    batch_size_ref: int = option(64, low=1, high=MOST_SAMPLES)
+    distillation: float = option(1.0, low=0, high=LARGEST)
+    temperature: float = option(2.0, above=0, high=LARGEST)
     teacher: str = option("initial", choices=("initial", "previous"))
-    average_every: int | None = option(100, low=1)
-    consistency: float = option(1.0, low=0)
+    average_every: int | None = option(100, low=1, high=MOST_STEPS)
+    consistency: float = option(1.0, low=0, high=LARGEST)
 
 
 @dataclass
@@ -220,8 +229,8 @@ class RAIL:
     """Recursive ridge regression beside zero-shot."""
 
     _target_: str = "cl_runner.strategies.vision_language.RAIL"
-    hidden: int = option(15_000, low=1)
-    ridge: float = option(0.1, above=0)
+    hidden: int = option(15_000, low=1, high=1_000_000)
+    ridge: float = option(0.1, above=0, high=LARGEST)
     beta: float = option(0.8, low=0, high=1)
     dtype: str = option("float32", choices=("float32", "float64"))
 
@@ -234,9 +243,9 @@ class SGD:
     """torch's SGD."""
 
     _target_: str = "torch.optim.SGD"
-    lr: float = option(0.05, above=0)
+    lr: float = option(0.05, above=0, high=LARGEST)
     momentum: float = option(0.9, low=0, below=1)
-    weight_decay: float = option(0.0, low=0)
+    weight_decay: float = option(0.0, low=0, high=LARGEST)
     nesterov: bool = False
 
 
@@ -245,10 +254,10 @@ class Adam:
     """torch's Adam."""
 
     _target_: str = "torch.optim.Adam"
-    lr: float = option(1e-3, above=0)
+    lr: float = option(1e-3, above=0, high=LARGEST)
     betas: list[float] = option([0.9, 0.999], low=0, below=1)
-    eps: float = option(1e-8, above=0)
-    weight_decay: float = option(0.0, low=0)
+    eps: float = option(1e-8, above=0, high=LARGEST)
+    weight_decay: float = option(0.0, low=0, high=LARGEST)
 
 
 @dataclass
@@ -256,7 +265,7 @@ class AdamW(Adam):
     """torch's AdamW."""
 
     _target_: str = "torch.optim.AdamW"
-    weight_decay: float = option(0.01, low=0)
+    weight_decay: float = option(0.01, low=0, high=LARGEST)
 
 
 @dataclass
@@ -271,7 +280,7 @@ class Cosine:
     """Half a cosine over the task, step by step."""
 
     _target_: str = "cl_runner.training.schedules.Cosine"
-    min_lr: float = option(0.0, low=0)
+    min_lr: float = option(0.0, low=0, high=LARGEST)
 
 
 @dataclass
@@ -279,7 +288,7 @@ class MultiStep:
     """Drops at given epochs."""
 
     _target_: str = "cl_runner.training.schedules.MultiStep"
-    milestones: list[int] = option([10, 15], low=1)
+    milestones: list[int] = option([10, 15], low=1, high=MOST_EPOCHS)
     gamma: float = option(0.1, above=0, high=1)
 
 
@@ -289,8 +298,8 @@ class Plateau:
 
     _target_: str = "cl_runner.training.schedules.Plateau"
     factor: float = option(0.1, above=0, below=1)
-    patience: int = option(4, low=0)
-    min_lr: float = option(0.0, low=0)
+    patience: int = option(4, low=0, high=MOST_EPOCHS)
+    min_lr: float = option(0.0, low=0, high=LARGEST)
 
 
 COMPONENTS: dict[str, tuple[type, ...]] = {

@@ -71,7 +71,15 @@ def _compose(overrides: list[str], config_dir: str | None) -> DictConfig:
 
 
 def opened(overrides: list[str]) -> list[str]:
-    """Overrides as Hydra takes them: a key of a free mapping is added where it is not there yet."""
+    """Overrides as Hydra takes them: a key of a free mapping is added where it is not there yet.
+
+    Raises:
+        RequestError: a choice leads out of its group's folder, to a configuration of something else.
+    """
+    for item in overrides:
+        group, _, choice = item.lstrip("+").partition("=")
+        if ".." in choice.split("/") and (config_folder() / group).is_dir():
+            raise _unknown_choice(f"{group}/{choice}", [])
     return [f"++{item}" if item.startswith(FREE) else item for item in overrides]
 
 
@@ -113,6 +121,9 @@ def explain(error: Exception, overrides: list[str], config_dir: str | None = Non
         return RequestError(
             f"{key}={shown(value)}: several values", f"for one run each add -m; for a list write {key}=[...]"
         )
+    sweep = re.match(r"Sweep parameters '([^=]+)=(.*)' requires --multirun", text, re.DOTALL)
+    if sweep:
+        return RequestError(f"{sweep.group(1)}={shown(sweep.group(2))}: several values", "for one run each add -m")
     chosen = re.match(r"Multiple values for ([^\s.]+)\.", text) or re.search(r"not supported: '\+\+([^=]+)=", text)
     if chosen:
         group = chosen.group(1)
@@ -160,6 +171,9 @@ def _culprit(error: Exception, overrides: list[str], config_dir: str | None) -> 
 
 def _unknown_choice(missing: str, options: list[str]) -> RequestError:
     group, _, choice = missing.removesuffix(".yaml").rpartition("/")
+    if ".." in missing.split("/"):
+        group, _, choice = missing.partition("/")
+    options = options or [file.stem for file in (config_folder() / group).glob("*.yaml") if group]
     if (group, choice) in PLUGINS:
         extra, package = PLUGINS[group, choice]
         key = group.replace("hydra/launcher", "launcher")  # our group chooses Hydra's
@@ -200,7 +214,9 @@ def _unknown_key(key: str, overrides: list[str], config_dir: str | None) -> Requ
         )
     known = [str(name) for name in node if name != "_target_"]
     if leaf in known:
-        takes = "NAME" if OmegaConf.is_dict(node[leaf]) else "VALUE"
+        group = not parent and (config_folder() / leaf).is_dir()
+        takes = "NAME" if group else "{KEY: VALUE}" if OmegaConf.is_dict(node[leaf]) else "VALUE"
+        takes = "[...]" if OmegaConf.is_list(node[leaf]) else takes
         return RequestError(f"{shown(key)} cannot be changed in this way", f"write {key}={takes}")
     if not parent and (config_folder() / leaf).is_dir():
         return RequestError(f"{leaf}: nothing of this group is chosen yet", f"append it: +{leaf}=NAME")

@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from cl_runner.config.adapters import KEEPS_LAST, PLACED_NOWHERE
+from cl_runner.config.held_out import holds_out, one_of_each
 
 Idle = tuple[str, bool, str, str]
 TEXT, ANSWER = "text", "answer"
@@ -16,8 +17,25 @@ OWN_TEXTS = f"{TEXTS}streams.TextDomains"
 
 def idle_keys(config: DictConfig) -> list[Idle]:
     """Keys that another choice can put out of use: (key, whether it is, why, what would work)."""
-    groups = (_of_adapter, _of_training, _of_domains, _of_texts, _of_untrained)
+    groups = (
+        _of_adapter,
+        _of_training,
+        _of_checkpoints,
+        _of_files,
+        _of_backbone,
+        _of_domains,
+        _of_texts,
+        _of_untrained,
+    )
     return [item for group in groups for item in group(config)]
+
+
+def idle_in_evaluation() -> list[Idle]:
+    """Keys of training that mode=eval leaves aside; all others are held against the run that is evaluated."""
+    keys = ("trainer.checkpoint_epochs", "trainer.checkpoint_minutes", "trainer.log_every", "on_nan")
+    trains = [(key, True, "mode=eval trains nothing", "drop it") for key in keys]
+    writes = "cl-report export RUN --merged FILE writes the weights of a run"
+    return trains + [(key, True, "mode=eval writes no weights", writes) for key in ("export", "export_adapter")]
 
 
 def _of_adapter(config: DictConfig) -> list[Idle]:
@@ -72,7 +90,8 @@ def _of_adapter(config: DictConfig) -> list[Idle]:
 def _of_training(config: DictConfig) -> list[Idle]:
     benchmark, trainer = config.benchmark, config.trainer
     by_split = bool(benchmark.get("validation_split"))
-    validated = by_split or bool(benchmark.get("validation_fraction"))
+    validated = holds_out(benchmark)
+    alone = one_of_each(benchmark)
     validate = "set benchmark.validation_fraction=0.1"
     return [
         ("export", config.mode == "plan", "mode=plan trains no weights", "drop it"),
@@ -86,6 +105,12 @@ def _of_training(config: DictConfig) -> list[Idle]:
             "drop it",
         ),
         ("trainer.restore_best", not validated, "without a validation split no epoch is the best", validate),
+        (
+            "benchmark.validation_fraction",
+            bool(alone) and not by_split and bool(benchmark.get("validation_fraction")),
+            f"{alone} leaves nothing to hold out",
+            "at least 2",
+        ),
         (
             "benchmark.validation_fraction",
             by_split,
@@ -119,6 +144,54 @@ def _of_training(config: DictConfig) -> list[Idle]:
     ]
 
 
+def _of_checkpoints(config: DictConfig) -> list[Idle]:
+    """Keys of checkpoints, and of the tracker that is told of them."""
+    trainer, wandb = config.trainer, config.tracking.get("wandb")
+    longest = max(trainer.task_epochs or [trainer.epochs])
+    disabled = wandb is not None and wandb.mode == "disabled"
+    counted = trainer.checkpoint_epochs is not None
+    found = [
+        (
+            "checkpoint",
+            config.mode != "eval",
+            f"mode={config.mode} evaluates no run folder again",
+            "add mode=eval, or resume=FOLDER to go on with a run",
+        ),
+        (
+            "trainer.checkpoint_epochs",
+            counted and trainer.iterations is not None,
+            f"trainer.iterations={trainer.iterations} counts no epochs",
+            "set trainer.checkpoint_minutes; after every task there is a checkpoint anyway",
+        ),
+        (
+            "trainer.checkpoint_epochs",
+            counted and trainer.iterations is None and trainer.checkpoint_epochs > longest,
+            f"no task is trained for more than {longest} epoch{'s' * (longest > 1)}",
+            f"at most {longest}; after every task there is a checkpoint anyway",
+        ),
+    ]
+    keys = wandb if disabled else ()
+    return found + [
+        (f"tracking.wandb.{key}", key != "mode", "tracking.wandb.mode=disabled tells nobody", "drop one of the two")
+        for key in keys
+    ]
+
+
+def _of_files(config: DictConfig) -> list[Idle]:
+    """What only images in files of their own can need."""
+    target = str(config.benchmark._target_)
+    in_one = target.rpartition(".")[2] in ("SplitDigits", "SplitMNIST", "SplitCIFAR10", "SplitCIFAR100")
+    what = "texts" if target.startswith(TEXTS) else "this benchmark's images"
+    return [
+        (
+            "on_bad_sample",
+            target.startswith(TEXTS) or in_one,
+            f"{what} do not lie in a file each",
+            "drop it; a damaged file of data is always refused by name",
+        )
+    ]
+
+
 def _of_domains(config: DictConfig) -> list[Idle]:
     benchmark, backbone = config.benchmark, config.backbone
     if "probe_domains" not in benchmark:
@@ -145,6 +218,18 @@ def _of_domains(config: DictConfig) -> list[Idle]:
             "benchmark.cache_gb=0 keeps decoded images in memory",
             "set benchmark.cache_gb, in GB",
         ),
+    ]
+
+
+def _of_backbone(config: DictConfig) -> list[Idle]:
+    backbone = config.backbone
+    return [
+        (
+            "backbone.name",
+            bool(backbone.get("config")) and "templates" in backbone,
+            "backbone.config says the network",
+            "give one of the two",
+        )
     ]
 
 
@@ -217,6 +302,10 @@ def _of_untrained(config: DictConfig) -> list[Idle]:
     keys += [
         "backbone.train_logit_scale",
         "trainer.reset_optimizer",
+        "trainer.checkpoint_epochs",
+        "trainer.checkpoint_minutes",
+        "trainer.log_every",
+        "on_nan",
         "optimizer",
         "scheduler",
         "benchmark.augmentation",

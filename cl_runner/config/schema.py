@@ -5,31 +5,31 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from cl_runner.config.options import option
+from cl_runner.config.options import MOST_EPOCHS, MOST_SAMPLES, MOST_STEPS, SEEDS, option
 
 
 @dataclass
 class Trainer:
     """How a task is trained (`trainer`)."""
 
-    epochs: int = option(20, low=1)
-    task_epochs: list[int] | None = option(None, low=1)
-    iterations: int | None = option(None, low=1)
-    batch_size: int = option(64, low=1)
-    eval_batch_size: int = option(512, low=1)
+    epochs: int = option(20, low=1, high=MOST_EPOCHS)
+    task_epochs: list[int] | None = option(None, low=1, high=MOST_EPOCHS)
+    iterations: int | None = option(None, low=1, high=MOST_STEPS)
+    batch_size: int = option(64, low=1, high=MOST_SAMPLES)
+    eval_batch_size: int = option(512, low=1, high=MOST_SAMPLES)
     device: str = option("auto", choices=("auto", "cpu", "cuda", "mps"))
-    threads: int | None = option(None, low=1)
+    threads: int | None = option(None, low=1, high=1024)
     precision: str = option("float32", choices=("float32", "bfloat16"))
     channels_last: bool = False
     deterministic: bool = False
-    patience: int | None = option(None, low=1)
+    patience: int | None = option(None, low=1, high=MOST_EPOCHS)
     restore_best: bool = True
     reset_optimizer: bool = True
     label_smoothing: float = option(0.0, low=0.0, below=1.0)
     data_placement: str = option("auto", choices=("auto", "device", "host"))
-    checkpoint_epochs: int | None = option(None, low=1)
-    checkpoint_minutes: float | None = option(5.0, low=0)
-    log_every: int | None = option(None, low=1)
+    checkpoint_epochs: int | None = option(None, low=1, high=MOST_EPOCHS)
+    checkpoint_minutes: float | None = option(5.0, low=0, high=100_000)
+    log_every: int | None = option(None, low=1, high=MOST_STEPS)
 
 
 @dataclass
@@ -57,7 +57,7 @@ class Wandb:
     name: str | None = None
     tags: list[str] = option([])
     artifacts: bool = False
-    timeout: float = option(20.0, low=1)
+    timeout: float = option(20.0, low=1, high=86_400)
 
 
 @dataclass
@@ -73,16 +73,16 @@ class Run:
     """The whole request."""
 
     mode: str = option("train", choices=("train", "plan", "eval"))
-    seed: int = option(0, low=0, high=2**32 - 1)
+    seed: int = option(0, low=0, high=SEEDS)
     evaluate: str = option("full", choices=("full", "seen", "last"))
-    resume: str | None = None
-    checkpoint: str | None = None
+    resume: str | None = option(None, path=True)
+    checkpoint: str | None = option(None, path=True)
     on_nan: str = option("stop", choices=("stop", "skip"))
     on_bad_sample: str = option("stop", choices=("stop", "skip"))
-    export: str | None = None
-    export_adapter: str | None = None
-    data_root: str | None = None
-    output_root: str = "outputs"
+    export: str | None = option(None, path=True)
+    export_adapter: str | None = option(None, path=True)
+    data_root: str | None = option(None, path=True)
+    output_root: str = option("outputs", path=True)
     quiet: bool = False
     report: bool = True
     fail_fast: bool = False
