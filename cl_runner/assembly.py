@@ -59,7 +59,9 @@ def notes(recipe: Strategy, network: TaskNetwork) -> list[str]:
     adapter = network.adapter
     found = list(adapter.warnings)
     sets = network.n_tasks - (getattr(adapter, "base", None) == "first_task")
-    if sets < adapter.acts_from_set:
+    if not sets:
+        found.append("the base learns the only task, and the adapter nothing; adapter.base=frozen trains the adapter")
+    elif sets < adapter.acts_from_set:
         found.append(
             f"adapter={adapter.label} holds on to the set of the task before, and in {network.n_tasks} tasks with "
             f"adapter.base={adapter.base} there is none; adapter.base=frozen gives every task one"  # type: ignore[attr-defined]
