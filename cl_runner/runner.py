@@ -171,8 +171,10 @@ def _resume(config: DictConfig, overrides: list[str]) -> RunResult:
     refuse_lost(path, f"resume={path}")
     earlier = settle(taken_up(begun, config, overrides))
     with held(path):
-        name = summary.get("experiment") or path.resolve().parent.name
-        return _execute(earlier, folder, name, fresh=False, checkpoint=to_go_on_from(earlier, folder))
+        checkpoint = to_go_on_from(earlier, folder)
+        told = {} if checkpoint is None else checkpoint.state["recorder"]["summary"]
+        name = summary.get("experiment") or told.get("experiment") or path.resolve().parent.name
+        return _execute(earlier, folder, name, fresh=False, checkpoint=checkpoint)
 
 
 def _evaluate(config: DictConfig, overrides: list[str]) -> RunResult:

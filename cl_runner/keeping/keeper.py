@@ -18,6 +18,7 @@ from cl_runner.recording.checkpoints import Checkpoint, Checkpoints
 from cl_runner.signals import Stop
 from cl_runner.strategies.courses import courses, take_up_all
 from cl_runner.strategies.memories import CannotBeKept, memories, remember_all
+from cl_runner.training.features import FeatureLoader
 from cl_runner.training.keeper import KeepsNothing
 
 State = dict[str, Any]
@@ -104,6 +105,9 @@ class Keeper(KeepsNothing):
         for earlier in range(epoch):
             strategy.clock.train_exp_epochs = earlier
             self._parts.plugin.before_training_epoch(strategy)
+        strategy.clock.train_exp_epochs = epoch  # which the plugins of this epoch go by
+        if epoch and isinstance(strategy.dataloader, FeatureLoader):
+            strategy.dataloader.compute()
         if not self._pending["step"]:
             self._continue()
         return epoch
@@ -137,7 +141,7 @@ class Keeper(KeepsNothing):
         parts.strategy._stop_training = state["stopped"]
         randomness.restore(state["random"], parts.strategy.lane.generator)
         self._pending = None
-        parts.recorder.silence(False)
+        parts.recorder.silence(False, state["epoch"] * parts.strategy.epoch_batches + state["step"])
 
     # ------------------------------------------------------------------------------------------- keeping
 
@@ -234,7 +238,8 @@ class Keeper(KeepsNothing):
             "adapter_step": parts.plugin.step,
             "stopped": bool(strategy._stop_training),
         }
-        where = f"in task {self._count(done) + 1}, {f'epoch {epoch + 1}, step {step}' if step else f'after epoch {epoch}'}"
+        place = f"epoch {epoch + 1}, step {step}" if step else f"after epoch {epoch}"
+        where = f"in task {self._count(done) + 1}, {place}"
         self._write(where, state, Packer(), base=self._base)
 
     def _common(self, done: int) -> State:
@@ -252,7 +257,8 @@ class Keeper(KeepsNothing):
         assert self._checkpoints is not None
         started = time.monotonic()
         plain = packer.pack(state)
-        tensors = save(packer.tensors) if packer.tensors else None
+        stored = packer.tensors()
+        tensors = save(stored) if stored else None
         events = self._parts.recorder.settled()
         self.last = self._checkpoints.write(where, plain, tensors, events=events, base=base)
         self._written = time.monotonic()

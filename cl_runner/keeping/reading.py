@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -26,8 +27,15 @@ def read_state(checkpoint: Checkpoint, known: Callable[[str], Tensor] | None, de
 
     Raises:
         LookupError: such a tensor is not what it was.
+        RequestError: its tensors are in no file of tensors, whatever its checksum says.
     """
-    tensors = load_file(checkpoint.tensors) if checkpoint.tensors is not None else {}
+    try:
+        tensors = load_file(checkpoint.tensors) if checkpoint.tensors is not None else {}
+    except (SafetensorError, OSError) as error:
+        raise RequestError(
+            f"checkpoint {checkpoint.number} cannot be used: {checkpoint.tensors} is no file of tensors: {error}",
+            "remove the folder checkpoints to start over, or start a new run",
+        ) from error
     state: dict[str, Any] = Unpacker(tensors, known, device).unpack(checkpoint.state)
     return state
 

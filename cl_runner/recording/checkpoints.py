@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cl_runner.recording.durable import sha256_of, write_whole
+from cl_runner.errors import RequestError
+from cl_runner.recording.durable import CHUNK, sha256_of, write_whole
+from cl_runner.recording.events import write_error
 
 FORMAT = 1
 FOLDER = "checkpoints"
@@ -58,6 +60,7 @@ class Checkpoints:
     def __init__(self, run: Path) -> None:
         self.folder = Path(run) / FOLDER
         self._events = Path(run) / "events.jsonl"
+        self._bases: dict[int, int | None] = {}  # of those that this process has written
 
     def write(
         self,
@@ -83,21 +86,31 @@ class Checkpoints:
         Raises:
             RequestError: it cannot be written; the earlier ones are as they were.
         """
-        self.folder.mkdir(exist_ok=True)
+        try:
+            self.folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise write_error(error, self.folder) from error
         number = max(self.numbers(), default=0) + 1
         content: dict[str, Any] = {"format": FORMAT, "number": number, "where": where, "base": base}
         if tensors is not None:
-            pieces = (tensors[start : start + (1 << 24)] for start in range(0, len(tensors), 1 << 24))
-            content["tensors"] = [len(tensors), write_whole(self._tensors(number), pieces)]
+            pieces = (memoryview(tensors)[start : start + CHUNK] for start in range(0, len(tensors), CHUNK))
+            content["tensors"] = [len(tensors), write_whole(self._tensors(number), pieces, more=True)]
         content |= {"events": list(events), "state": state}
         body = json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
-        write_whole(self._place(number), [_HEAD, hashlib.sha256(body).hexdigest().encode(), _MIDDLE, body, _TAIL])
+        whole = b"".join([_HEAD, hashlib.sha256(body).hexdigest().encode(), _MIDDLE, body, _TAIL])
+        try:
+            write_whole(self._place(number), [whole])
+        except RequestError:
+            with contextlib.suppress(OSError):  # on a full disk what says so needs the room
+                self._tensors(number).unlink(missing_ok=True)
+            raise
+        self._bases[number] = base
         self._drop_old(number)
         return number
 
     def numbers(self) -> list[int]:
         """The numbers of what is there, damaged or not, in order."""
-        return sorted(int(file.stem) for file in self.folder.glob("*.json") if file.stem.isdigit())
+        return sorted(int(file.stem) for file in self.folder.glob("*.json") if file.stem.isdecimal())
 
     def latest(self, told: Callable[[str], None]) -> Checkpoint | None:
         """The last checkpoint that is whole, with everything it stands on and the events before it.
@@ -128,8 +141,6 @@ class Checkpoints:
 
     def _read(self, number: int, *, checked_events: bool = False) -> Checkpoint:
         content = self._content(number)
-        if content["format"] != FORMAT:
-            raise Damaged(f"{self._place(number)} is of format {content['format']}, and this version reads {FORMAT}")
         tensors = None
         if content.get("tensors") is not None:
             tensors = self._tensors(number)
@@ -145,14 +156,19 @@ class Checkpoints:
             text = place.read_bytes()
         except OSError as error:
             raise Damaged(f"{place} cannot be read: {error.strerror}") from None
-        start = len(_HEAD) + _DIGEST + len(_MIDDLE)
-        digest, body = text[len(_HEAD) : len(_HEAD) + _DIGEST], text[start : -len(_TAIL)]
-        whole = _HEAD + hashlib.sha256(body).hexdigest().encode() + _MIDDLE + body + _TAIL
-        if whole != text:
-            raise Damaged(f"{place} is damaged, its checksum is not {digest[:12].decode(errors='replace')}...")
-        content: dict[str, Any] = json.loads(body)
-        if content["number"] != number:
-            raise Damaged(f"{place} is checkpoint {content['number']}")
+        body = text[len(_HEAD) + _DIGEST + len(_MIDDLE) : -len(_TAIL)]
+        if _HEAD + hashlib.sha256(body).hexdigest().encode() + _MIDDLE + body + _TAIL != text:
+            raise Damaged(f"{place} is damaged: its checksum is not that of its content")
+        try:
+            content: dict[str, Any] = json.loads(body)
+            found, written, base = content["format"], content["number"], content["base"]
+            in_order = base is None or base < number
+        except (ValueError, LookupError, TypeError, RecursionError):
+            raise Damaged(f"{place} holds no checkpoint") from None
+        if found != FORMAT:
+            raise Damaged(f"{place} is of format {found}, and this version reads {FORMAT}")
+        if written != number or not in_order:
+            raise Damaged(f"{place} holds checkpoint {written}, on {base}")
         return content
 
     def _drop_old(self, newest: int) -> None:
@@ -160,12 +176,14 @@ class Checkpoints:
         bases: dict[int, int | None] = {}
         for number in self.numbers():
             with contextlib.suppress(Damaged):
-                bases[number] = self._content(number)["base"]
+                bases[number] = self._bases[number] if number in self._bases else self._content(number)["base"]
         standing = [number for number, base in bases.items() if base is None]
         needed = {*sorted(bases)[-KEPT:], *standing[-KEPT:], newest}
         needed |= {base for number in needed if (base := bases.get(number)) is not None}
-        for place in [*self.folder.glob("*.json"), *self.folder.glob("*.safetensors")]:
-            if not place.stem.isdigit() or int(place.stem) not in needed:
+        numbered = [item for kind in ("json", "safetensors") for item in self.folder.glob(f"*.{kind}")]
+        old = [item for item in numbered if item.stem.isdecimal() and int(item.stem) not in needed]
+        for place in [*old, *self.folder.glob(".*.partial")]:
+            with contextlib.suppress(OSError):
                 place.unlink(missing_ok=True)
 
     def _place(self, number: int) -> Path:

@@ -13,8 +13,13 @@ from cl_runner.recording.events import write_error
 CHUNK = 1 << 20
 
 
-def write_whole(place: Path, pieces: Iterable[bytes]) -> str:
+def write_whole(place: Path, pieces: Iterable[bytes | memoryview], *, more: bool = False) -> str:
     """Writes a file in the place of whatever was there; a reader, or a killed process, never sees half of it.
+
+    Args:
+        place: the file.
+        pieces: of its content.
+        more: another file in this folder is written next, which makes sure of both their names.
 
     Returns:
         The SHA-256 of what was written, in hexadecimal.
@@ -35,7 +40,8 @@ def write_whole(place: Path, pieces: Iterable[bytes]) -> str:
         finally:
             os.close(file)
         partial.replace(place)
-        flush_folder(place.parent)
+        if not more:
+            flush_folder(place.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             partial.unlink()

@@ -33,6 +33,7 @@ class Measured:
         initial: T accuracies before any training; NaN where not evaluated.
         summary: keys of `summary.json` that were said so far.
         parameters, layers, ranks, classes: rows of the tables.
+        skipped: steps that taught nothing, in this attempt.
     """
 
     tasks: list[str] = field(default_factory=list)
@@ -42,6 +43,7 @@ class Measured:
     layers: list[dict[str, Any]] = field(default_factory=list)
     ranks: list[dict[str, Any]] = field(default_factory=list)
     classes: list[dict[str, Any]] = field(default_factory=list)
+    skipped: int = 0
 
     def __post_init__(self) -> None:
         n_tasks = len(self.tasks)
@@ -65,6 +67,20 @@ class Measured:
         else:
             self.matrix[after_task - 1] = row
         return list(row.tolist())
+
+    def add_classes(
+        self, after_task: int, task: int, accuracies: Mapping[int, float], names: Mapping[int, str]
+    ) -> None:
+        """Takes accuracies of a task by class id; ``names`` holds the names of the classes."""
+        for label, value in sorted(accuracies.items()):
+            row = {"after_task": after_task, "class_id": label, "class_name": names.get(label, str(label))}
+            self.classes.append({**row, "accuracy": value, "task": task})
+
+    def add_inferred(self, after_task: int, shares: Sequence[float | None]) -> None:
+        """Takes the shares of each task's samples whose task was recognised; those after the last task count."""
+        if after_task == len(self.tasks):
+            values = np.array(shares, dtype=np.float64)
+            self.summary["task_inference_accuracy"] = None if np.isnan(values).any() else float(values.mean())
 
     def evaluated(self) -> list[tuple[int, list[float]]]:
         """The rows of the matrix that hold something, each with the number of tasks trained by then."""

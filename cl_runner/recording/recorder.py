@@ -109,9 +109,12 @@ class Recorder:
             self.log("step", task=task, epoch=epoch, step=step, loss=loss)
 
     def step_skipped(self, task: int, epoch: int, step: int, samples: Sequence[int]) -> None:
-        """Records a step whose loss was no finite number and that was not learned from."""
+        """Records a step whose loss was no finite number and that was not learned from; shows the first."""
         self.log("step_skipped", task=task, epoch=epoch, step=step, samples=list(samples))
-        self._console.warning(f"step {step} of epoch {epoch} of task {task} was skipped: its loss is no finite number")
+        self._found.skipped += 1
+        if self._found.skipped == 1:
+            where = f"step {step} of epoch {epoch} of task {task}"
+            self._console.warning(f"{where} was skipped, its loss is no finite number; the end says how many were")
 
     def epoch_finished(
         self,
@@ -176,27 +179,17 @@ class Recorder:
             self.log("probed", after_task=after_task, domain=domain, accuracy=accuracy)
         if self._found.probes.domains:
             self.folder.write_probes(self._found.probes.rows(), self._found.probes.domains)
-            self._console.probes(
-                self._found.probes.mean(after_task), self._found.probes.mean(0) if after_task else None
-            )
+            before = self._found.probes.mean(0) if after_task else None
+            self._console.probes(self._found.probes.mean(after_task), before)
 
     def classes_evaluated(
         self, after_task: int, by_task: Mapping[int, Mapping[int, float]], names: Mapping[int, str]
     ) -> None:
         """Records accuracies in [0, 1] by task (from 0) and class id; ``names`` holds the names of the classes."""
         for task, accuracies in sorted(by_task.items()):
-            rows = [
-                {
-                    "after_task": after_task,
-                    "class_id": label,
-                    "class_name": names.get(label, str(label)),
-                    "accuracy": value,
-                }
-                for label, value in sorted(accuracies.items())
-            ]
             shown = {"class_ids": list(accuracies), "accuracies": list(accuracies.values())}
             self.log("classes_evaluated", after_task=after_task, task=task + 1, **shown)
-            self._found.classes += [{**row, "task": task + 1} for row in rows]
+            self._found.add_classes(after_task, task + 1, accuracies, names)
         if by_task:
             self.folder.write_classes(self._found.classes)
 
@@ -208,9 +201,7 @@ class Recorder:
         for task, share in enumerate(shares, start=1):
             if share is not None and share == share:  # not NaN
                 self.log("task_inferred", after_task=after_task, task=task, accuracy=share)
-        if after_task == len(self._found.tasks):
-            values = np.array(shares, dtype=np.float64)
-            self._found.summary["task_inference_accuracy"] = None if np.isnan(values).any() else float(values.mean())
+        self._found.add_inferred(after_task, shares)
 
     def evaluated_at_rank(
         self,
@@ -243,9 +234,13 @@ class Recorder:
         if not self._events.silent or event == "run_started":  # which says whose run it is
             self._trackers.log(record)
 
-    def silence(self, silent: bool) -> None:
-        """Records no events, or does again: a run that is taken up goes through what it has recorded before."""
+    def silence(self, silent: bool, done: int = 0) -> None:
+        """Records no events, or does again: a run that is taken up goes through what it has recorded before.
+
+        ``done`` are the steps of the present task that it finds done.
+        """
         self._events.silent = silent
+        self._console.take_up(done)
 
     def settled(self) -> tuple[int, str]:
         """Waits until the event log is on the disk; returns its bytes, and their SHA-256."""
@@ -267,13 +262,15 @@ class Recorder:
         self.silence(False)
         self.log("resumed", where=where)
 
-    def run_finished(self, summary_fields: Mapping[str, Any]) -> dict[str, Any]:
+    def run_finished(self, summary_fields: Mapping[str, Any], status: str = "done") -> dict[str, Any]:
         """Ends a run that did what it was asked: summary, closing table, and ``DONE`` as the last file.
 
         Returns:
             What ``summary.json`` holds (but for the keys that are null there).
         """
-        summary = self._end("done", summary_fields)
+        if skipped := summary_fields.get("skipped_steps"):
+            self.warning(f"{skipped:,} training steps were skipped: their losses were no finite numbers")
+        summary = self._end(status, summary_fields)
         self._draw_report()
         self._console.closing(summary, self._found.parameters, self.folder.path, self._found.probes.before_and_after())
         self._close()
@@ -294,7 +291,8 @@ class Recorder:
             self._end(status, {**(summary_fields or {}), "error": reason})
             self._draw_report()
         except RequestError as second:  # most likely the disk is full, which may be why the run failed
-            self._console.warning(second.message)
+            if not isinstance(error, RequestError):
+                self._console.warning(second.message)
         finally:
             self._close()
 

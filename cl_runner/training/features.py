@@ -50,6 +50,7 @@ class FeatureBank:
         if self.lane.augmentation.active or any(item.requires_grad for item in self.backbone.visual.parameters()):
             return None
         batches = ShuffledBatches(ids, batch_size, self.lane.augmentation.generator)
+        self._known[ids] = False  # a batch of another size may give other last bits: all are of this task's batches
         return FeatureLoader(self, batches, batch_size, iterations)
 
     def features(self, ids: Tensor, batch_size: int) -> Tensor:
@@ -91,6 +92,11 @@ class FeatureLoader:
 
     def __len__(self) -> int:
         return self.iterations if self.iterations is not None else len(self.batches)
+
+    def compute(self) -> None:
+        """Computes the features of an epoch, in the batches that its first one has from here."""
+        for ids in self.batches:
+            self.bank.features(ids, self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         store, done = self.bank.lane.store, 0

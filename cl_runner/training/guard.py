@@ -23,8 +23,8 @@ class Guard:
     """Looks at the loss of every step.
 
     On the CPU, and wherever steps are to be skipped, each loss is read before the backward pass. On a GPU that would
-    wait for the device at every step: there the losses are judged on the device, and the judgements read every 50 steps,
-    at the end of an epoch, and before anything is kept.
+    wait for the device at every step: there the losses are judged on the device, and the judgements are read every 50
+    steps, at the end of an epoch, and before anything is kept.
 
     Args:
         on_nan: stop (with an error), or skip: the step teaches nothing and is counted.
@@ -39,12 +39,21 @@ class Guard:
         self.skipped = 0
         self.told: Callable[[int, int, int, list[int]], None] = _nobody
         self._judged: list[tuple[Tensor, int, int, Any]] = []
-        self._statistics: list[tuple[Tensor, Tensor]] = []
+        self._where: tuple[int, int] | None = None
+        self._statistics: list[Tensor] = []
+        self._before: list[Tensor] = []
 
-    def before_forward(self, strategy: Any) -> None:
+    @torch.no_grad()
+    def before_step(self, strategy: Any) -> None:
         """Keeps the running statistics, which a forward pass over bad values would spoil."""
-        if self.on_nan == SKIP:
-            self._statistics = [(item, item.clone()) for item in _statistics(strategy.model)]
+        if self.on_nan != SKIP:
+            return
+        where = (strategy.experience.current_experience, strategy.clock.train_exp_epochs)
+        if where != self._where:  # looking for them takes longer than copying them
+            self._where, self._statistics = where, list(_statistics(strategy.model))
+            self._before = [item.clone() for item in self._statistics]
+        elif self._before:
+            torch._foreach_copy_(self._before, self._statistics)
 
     def accepts(self, strategy: Any) -> bool:
         """Whether to learn from this step.
@@ -54,7 +63,7 @@ class Guard:
         """
         loss: Tensor = strategy.loss.detach()
         epoch, step = strategy.clock.train_exp_epochs + 1, strategy.keeper.step + 1
-        if loss.device.type != "cpu" and self.on_nan == STOP:
+        if self.on_nan == STOP and _is_far(loss):
             self._judged.append((torch.isfinite(loss).all(), epoch, step, strategy.lane.served))
             if len(self._judged) >= LOOK_EVERY:
                 self.look(strategy)
@@ -64,9 +73,9 @@ class Guard:
             return True
         if self.on_nan == STOP:
             raise _error(strategy, str(value), epoch, step, strategy.lane.served)
-        with torch.no_grad():
-            for item, before in self._statistics:
-                item.copy_(before)
+        if self._before:
+            with torch.no_grad():
+                torch._foreach_copy_(self._statistics, self._before)
         self.skipped += 1
         self.told(strategy.experience.current_experience + 1, epoch, step, _samples(strategy.lane.served))
         return False
@@ -86,13 +95,19 @@ class Guard:
             raise _error(strategy, "no finite number", epoch, step, served)
 
 
+def _is_far(loss: Tensor) -> bool:
+    """Whether reading a value means waiting for a device."""
+    return loss.device.type != "cpu"
+
+
 def _error(strategy: Any, value: str, epoch: int, step: int, served: Tensor | None) -> DivergedError:
     samples = _samples(served)
     words = ", ".join(map(str, samples[:SHOWN])) + (f", ... {len(samples)} in all" if len(samples) > SHOWN else "")
     batch = f" (samples {words})" if samples else ""
+    task = strategy.experience.current_experience + 1
     return DivergedError(
-        f"the loss of task {strategy.experience.current_experience + 1} is {value} at step {step} of epoch {epoch}{batch}; "
-        "try a lower optimizer.lr, or on_nan=skip"
+        f"the loss of task {task} is {value} at step {step} of epoch {epoch}{batch}; try a lower optimizer.lr, or "
+        "on_nan=skip"
     )
 
 

@@ -28,6 +28,9 @@ class Listener(Protocol):
     def steps(self, task: int, epoch: int, losses: Sequence[tuple[int, float]]) -> None:
         """The losses of some steps of an epoch, each with its number in the epoch, from 1."""
 
+    def step_skipped(self, task: int, epoch: int, step: int, samples: Sequence[int]) -> None:
+        """A step was not learned from, as its loss was no finite number."""
+
     def epoch_finished(
         self,
         task: int,
@@ -131,11 +134,17 @@ class TrainingMonitor(SupervisedPlugin):
             self.listener.steps(self.task + 1, self.epoch + 1, list(zip(numbers, values, strict=True)))
             self.losses.clear()
 
+    def step_skipped(self, task: int, epoch: int, step: int, samples: Sequence[int]) -> None:
+        """Passes on that a step was skipped, after the losses of the steps before it."""
+        self.tell_losses()
+        self.listener.step_skipped(task, epoch, step, samples)
+
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         """Reads the sums, validates, steps the schedule and decides whether the task goes on."""
         self.tell_losses()
         strategy.guard.look(strategy)
-        train_loss = float(self.loss_sum) / max(1, int(self.loss_weight))
+        weight = int(self.loss_weight)
+        train_loss = float(self.loss_sum) / weight if weight else None  # every step was skipped
         seconds = time.perf_counter() - self.started
         self.epoch += 1
         self.images += self.epoch_images

@@ -1,4 +1,4 @@
-"""Avalanche's strategies with the lane's loaders, a fresh, narrow optimiser for every task, and steps that can be kept."""
+"""Avalanche's strategies with the lane's loaders, a fresh, narrow optimiser for every task, and steps to be kept."""
 
 from __future__ import annotations
 
@@ -119,10 +119,10 @@ class LaneMixin:
         strategy: Any = self
         for strategy.mbatch in self.keeper.batches(self):
             self._unpack_minibatch()
+            self.guard.before_step(self)
             strategy._before_training_iteration(**kwargs)
             strategy.optimizer.zero_grad()
             strategy.loss = strategy._make_empty_loss()
-            self.guard.before_forward(self)
             strategy._before_forward(**kwargs)
             strategy.mb_output = strategy.forward()
             strategy._after_forward(**kwargs)
