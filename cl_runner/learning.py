@@ -116,7 +116,7 @@ class Run:
         states = Parts(strategy, monitor, plugin, StoredSamples(scenario), recorder, phases, facts)
         interval = Interval(config.trainer.checkpoint_epochs, config.trainer.checkpoint_minutes)
         keeper = strategy.keeper = Keeper(states, checkpoints, interval, stop)
-        strategy.guard.on_nan, strategy.guard.told = config.on_nan, recorder.step_skipped
+        strategy.guard.on_nan, strategy.guard.told = config.on_nan, monitor.step_skipped
         return cls(config, stage, recorder, monitor, meter, strategy, scenario, phases, keeper)
 
     def go_on(self, checkpoint: Checkpoint | None) -> None:

@@ -23,8 +23,8 @@ from cl_runner.benchmarks.cli import main
 from cl_runner.benchmarks.domains.catalogue import CATALOGUE, Parts
 from cl_runner.benchmarks.domains.downloads import DOWNLOADS, Download
 from cl_runner.benchmarks.domains.source import FILE_DOMAINS, DomainSource
-from cl_runner.unpacking import unpack
 from cl_runner.errors import RequestError
+from cl_runner.unpacking import unpack
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ import torch
 from avalanche.evaluation.metrics import accuracy_metrics, bwt_metrics
 from avalanche.training.plugins import EvaluationPlugin
 from omegaconf import OmegaConf
+from resume_helpers import watched
 from runs_helpers import (
-    Watch,
     as_array,
     learn_directly,
     network_state,
@@ -35,7 +35,7 @@ from cl_runner.runner import RunFailed, run
 
 FILES = {
     "config.yaml", "overrides.yaml", "environment.json", "events.jsonl", "accuracy_matrix.csv", "parameters.csv",
-    "per_class_accuracy.csv", "layers.csv", "summary.json", "DONE",
+    "per_class_accuracy.csv", "layers.csv", "summary.json", "DONE", "checkpoints",
 }  # fmt: skip
 NAIVE = ("adapter=none", "strategy=naive")
 
@@ -241,7 +241,7 @@ def test_the_folder_holds_every_file(tmp_path):
 
 def test_a_diverging_loss_ends_the_run_with_a_reason(tmp_path):
     with pytest.raises(RunFailed, match="try a lower optimizer.lr") as caught:
-        small_run(tmp_path, *NAIVE, "optimizer=sgd", "optimizer.lr=1e30")
+        small_run(tmp_path, *NAIVE, "optimizer=sgd", "optimizer.lr=1e9", "optimizer.weight_decay=1")
     assert not caught.value.interrupted
     (folder,) = (tmp_path / "test").iterdir()
     assert "DivergedError" in (folder / "error.txt").read_text()
@@ -249,41 +249,32 @@ def test_a_diverging_loss_ends_the_run_with_a_reason(tmp_path):
     assert np.isfinite(matrix_of(folder)[0]).all() and np.isnan(matrix_of(folder)[1:]).all()
 
 
-def interrupt(monkeypatch: Any, stop: Any) -> None:
-    """Stops every run to come in its second task."""
-
-    def look(strategy: Any) -> None:
-        if strategy.clock.train_exp_counter == 1:
-            stop()
-
-    watch_assembly(monkeypatch, lambda s: s.plugins.append(Watch(after_training_iteration=look)))
-
-
 def ctrl_c() -> None:
     raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("stop", [ctrl_c, lambda: os.kill(os.getpid(), signal.SIGTERM)], ids=["ctrl-c", "sigterm"])
-def test_an_interruption_leaves_what_there_is_and_resuming_starts_over(stop, tmp_path, monkeypatch):
+def test_an_interruption_leaves_what_there_is_and_resuming_goes_on(stop, tmp_path):
     reference = small_run(tmp_path / "whole", *NAIVE)
     handler = signal.getsignal(signal.SIGTERM)
-    with monkeypatch.context() as patched:
-        interrupt(patched, stop)
-        with pytest.raises(RunFailed, match="resume=") as caught:
-            small_run(tmp_path, *NAIVE)
+    with watched("2.1.1", stop), pytest.raises(RunFailed, match="resume=") as caught:
+        small_run(tmp_path, *NAIVE)
     assert caught.value.interrupted and signal.getsignal(signal.SIGTERM) == handler
     (folder,) = (tmp_path / "test").iterdir()
     assert summary_of(folder)["status"] == "interrupted" and not (folder / "DONE").exists()
     assert np.isfinite(matrix_of(folder)[:2]).all() and np.isnan(matrix_of(folder)[2]).all()
 
     config = (folder / "config.yaml").read_bytes()
-    resumed = run(compose([f"resume={folder}", "quiet=true"]), overrides=[f"resume={folder}", "quiet=true"])
+    with watched() as steps:
+        resumed = run(compose([f"resume={folder}", "quiet=true"]), overrides=[f"resume={folder}", "quiet=true"])
+    assert steps[0] == ("2.1.1" if stop is ctrl_c else "2.1.2"), "a signal has its step kept"
     assert resumed.folder == folder and {path.name for path in folder.iterdir()} == FILES
     assert (folder / "config.yaml").read_bytes() == config
     assert summary_of(folder)["status"] == "done" and summary_of(folder)["experiment"] == "test"
     assert resumed.matrix == reference.matrix
-    starts = (folder / "events.jsonl").read_text().count('"event": "run_started"')
-    assert starts == 1, "the first attempt's events are still there"
+    events = (folder / "events.jsonl").read_text()
+    assert events.count('"event": "run_started"') == 1 and events.count('"event": "resumed"') == 1
+    assert "interrupted" not in events, "the first attempt's end is still there"
 
 
 def test_resuming_a_finished_run_does_nothing(tmp_path, monkeypatch):

@@ -105,7 +105,12 @@ def test_a_memory_smaller_than_the_number_of_classes_works(strategy, tmp_path):
 
 
 def watched_run(
-    folder: Any, monkeypatch: Any, *typed: str, before: Watch | None = None, after: Watch | None = None
+    folder: Any,
+    monkeypatch: Any,
+    *typed: str,
+    before: Watch | None = None,
+    after: Watch | None = None,
+    began: Watch | None = None,
 ) -> Any:
     """Runs without an adapter and returns the Avalanche strategy.
 
@@ -115,10 +120,11 @@ def watched_run(
         typed: overrides.
         before: comes before all other plugins at every event.
         after: comes after them.
+        began: comes after them, too.
     """
 
     def attach(strategy: Any) -> None:
-        strategy.plugins[:] = [before or Watch(), *strategy.plugins, after or Watch()]
+        strategy.plugins[:] = [before or Watch(), *strategy.plugins, after or Watch(), began or Watch()]
 
     made = watch_assembly(monkeypatch, attach)
     small_run(folder, "adapter=none", "trainer.epochs=3", *typed)
@@ -231,10 +237,15 @@ def test_lwf_distils_a_copy_of_the_network_of_the_task_before(tmp_path, monkeypa
     snapshots = Watch(after_training_exp=lambda strategy: states.append(network_state(strategy.model)))
     typed = ["strategy=lwf", "strategy.alpha=10", "benchmark.task_labels=false"]
     teachers: list[Any] = []
-    began = Watch(before_training_exp=lambda strategy: teachers.append(plugin_of(strategy, LwFPlugin).lwf.prev_model))
+
+    def look(strategy: Any) -> None:
+        teacher = plugin_of(strategy, LwFPlugin).lwf.prev_model
+        teachers.append(None if teacher is None else network_state(teacher))
+
+    began = Watch(before_training_exp=look)
     watched_run(tmp_path, monkeypatch, *typed, before=snapshots, after=watch, began=began)
     check_penalty(pairs)
-    assert teachers[0] is None and same(network_state(teachers[1]), states[0]) and not same(states[0], states[1])
+    assert teachers[0] is None and same(teachers[1], states[0]) and not same(states[0], states[1])
 
 
 def test_si_holds_weights_by_their_importance(tmp_path, monkeypatch):
@@ -307,18 +318,35 @@ def test_memories_hold_normalised_floats_of_the_right_task(tmp_path, monkeypatch
             assert len(set(ids)) == 15, "the same image twice"
 
 
-def test_icarl_distils_from_a_network_that_has_the_shared_set(tmp_path, monkeypatch):
-    made = watch_assembly(monkeypatch)
-    typed = ["adapter=lora", "adapter.sharing=shared", "strategy=icarl", "strategy.mem_size=30", "trainer.epochs=2"]
-    result = small_run(tmp_path, *typed)
-    teacher, model = made[0]._criterion.old_model, made[0].model
-    assert teacher is not model and same(network_state(teacher), network_state(model))
+def test_icarl_distils_from_the_network_of_the_task_before_with_its_shared_set(tmp_path, monkeypatch):
+    states: list[dict] = []
+    teachers: list[Any] = []
+    outputs: list[torch.Tensor] = []
+    x = SplitDigits(n_tasks=2).stream(tmp_path).tasks[1].test[:][0]
+
+    @torch.no_grad()
+    def ended(strategy: Any) -> None:
+        states.append(network_state(strategy.model))
+        training = strategy.model.training
+        outputs.append(strategy.model.eval().feature_extractor(x))
+        strategy.model.train(training)
+
+    def began(strategy: Any) -> None:
+        teachers.append(copy.deepcopy(strategy._criterion.old_model))
+
+    watch = Watch(after_training_exp=ended, before_training_exp=began)
+    made = watch_assembly(monkeypatch, lambda strategy: strategy.plugins.insert(0, watch))
+    typed = ["adapter=lora", "adapter.sharing=shared", "adapter.base=frozen", "strategy=icarl", "strategy.mem_size=30"]
+    small_run(tmp_path, *typed, "trainer.epochs=2")
+    assert teachers[0] is None and made[0]._criterion.old_model is None, "none is kept between two tasks"
+    teacher = teachers[1]
+    state = network_state(teacher)  # with the class means, which came after
+    assert same({name: state[name] for name in states[0]}, states[0]) and not same(states[0], states[1])
     factors = [item for name, item in teacher.named_parameters() if name.endswith("deltas.shared.B")]
     assert factors and all(item.abs().max() > 0 for item in factors), "the set learned nothing"
-    x = SplitDigits(n_tasks=2).stream(tmp_path).tasks[1].test[:][0]
     with torch.no_grad():
         features = teacher.eval().feature_extractor(x)
-        torch.testing.assert_close(features, result.network.eval().features(x))
+        torch.testing.assert_close(features, outputs[0])
         for factor in factors:
             factor.zero_()
         assert not torch.allclose(features, teacher.feature_extractor(x), atol=1e-4)

@@ -232,6 +232,11 @@ class OwningSIPlugin(SynapticIntelligencePlugin):
         super().before_training_iteration(strategy, **kwargs)
         _own(self.syn_data["old_theta"])
 
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Copies the weights at the end of a task: what an adapter then merges into them is no step of theirs."""
+        super().after_training_exp(strategy, **kwargs)
+        _own(self.syn_data["new_theta"])
+
 
 def _own(weights: dict[str, ParamData]) -> None:
     for item in weights.values():

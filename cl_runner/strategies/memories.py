@@ -64,8 +64,14 @@ def memories(strategy: Any, samples: Samples) -> list[State]:
 
 
 def remember_all(strategy: Any, states: Sequence[State], samples: Samples, experiences: Sequence[Any]) -> None:
-    """Gives a fresh strategy what `memories` took; ``experiences`` are those it has learned."""
+    """Gives a fresh strategy what `memories` took; ``experiences`` are those it has learned.
+
+    Raises:
+        LookupError: it has other parts than that one had.
+    """
     counts, *rest = states
+    if len(rest) != 1 + len(strategy.plugins):
+        raise LookupError(f"its strategy had {len(rest) - 1} plugins, and has {len(strategy.plugins)}")
     set_counts(strategy, counts)
     if isinstance(strategy, LaneCumulative):  # goes through what it has seen once more
         for strategy.experience in experiences:
