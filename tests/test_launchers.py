@@ -44,7 +44,7 @@ class Deadly:
     def __init__(self, *, rank: int):
         self.rank = rank
 
-def learn(config, folder, recorder, experiment):
+def learn(config, folder, recorder, experiment, **kept):
     from cl_runner.result import RunResult
     (Path(__file__).parent / "adapter" / "deadly.yaml").write_text("_target_: deadly_of_mine.Gone")
     if Path("fatal").exists() and os.environ["CL_RUN_CELL"] in Path("fatal").read_text():
@@ -165,7 +165,7 @@ def test_sigterm_ends_cells_in_other_processes_too(capfd):
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    endless = [item for item in QUICK if not item.startswith("trainer.epochs")] + ["trainer.epochs=1000000"]
+    endless = [item for item in QUICK if not item.startswith("trainer.epochs")] + ["trainer.epochs=100000"]
     threading.Thread(target=press).start()
     assert cli.execute(["-m", "seed=0", "launcher=submitit_local", *endless]) == 130
     assert json.loads((cells()[0] / "summary.json").read_text())["status"] == "interrupted"

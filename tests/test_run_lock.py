@@ -162,7 +162,7 @@ def test_in_a_storm_of_processes_that_die_no_two_are_ever_inside(tmp_path):
         process.start()
     for process in processes:
         process.join()
-    assert together.value == 1 and entries.value > 50, (together.value, entries.value)
+    assert together.value == 1 and entries.value >= 5, (together.value, entries.value)
 
 
 def test_a_cell_that_another_process_runs_is_left_alone(elsewhere, learned, capsys):

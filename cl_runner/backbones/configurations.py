@@ -169,7 +169,7 @@ def make(kind: Any, settings: Mapping[str, Any], request: str) -> Any:
         with quiet():
             return kind.from_dict(dict(settings))
     except Exception as error:  # every class checks its own values in its own ways
-        lines = told(error).rpartition("ValueError: ")[2]
+        lines = told(str(error).rpartition("ValueError: ")[2])
         hint = "check backbone.layers, width and options against it"
         raise RequestError(f"{request}: the configuration is impossible: {shown(lines, 200)}", hint) from error
 

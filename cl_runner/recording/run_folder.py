@@ -145,7 +145,8 @@ class RunFolder:
         self._write("summary.json", _json({**dict.fromkeys(SUMMARY_KEYS), **summary}))
 
     def mark_done(self) -> None:
-        """Writes ``DONE``; nothing may be written after it."""
+        """Writes ``DONE``, after which nothing may be written; how an earlier attempt failed goes with it."""
+        (self._path / "error.txt").unlink(missing_ok=True)
         self._write("DONE", "")
 
     def write_error(self, error: BaseException) -> Path:
