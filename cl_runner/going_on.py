@@ -22,11 +22,15 @@ def begun_with(path: Path, asked: str, config: DictConfig) -> DictConfig:
     Raises:
         RequestError: it is no run folder, or its configuration is damaged.
     """
+    if not path.is_dir():
+        raise RequestError(f"{asked}: there is no such folder", "give a run folder, such as those below outputs/")
     if not (path / "config.yaml").is_file():
         raise RequestError(f"{asked}: this is no run folder, it has no config.yaml", "give a folder below outputs/")
     try:
         begun = OmegaConf.merge(OmegaConf.load(path / "config.yaml"), {"quiet": config.quiet})
         settle(begun)
+    except RequestError as error:
+        raise RequestError(f"{asked}: its config.yaml cannot be used: {error.message}", error.hint) from error
     except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
         raise RequestError(
             f"{asked}: its config.yaml is damaged: {shown(error, 200)}", "start a new run without it"
@@ -44,6 +48,13 @@ def to_go_on_from(config: DictConfig, folder: RunFolder) -> Checkpoint | None:
     checkpoints, console = Checkpoints(folder.path), Console(quiet=config.quiet)
     found = checkpoints.latest(console.warning)
     if found is None:
+        whole = checkpoints.latest(lambda text: None, events=False)
+        if whole is not None:
+            raise RequestError(
+                f"resume={folder.path}: its checkpoints are whole ({whole.where}), but events.jsonl is not what it was "
+                "when they were written",
+                "put it back; or remove the folder checkpoints, and the run starts over",
+            )
         if checkpoints.numbers():
             console.warning("no checkpoint is left that can be used; the run starts over")
         checkpoints.clear()

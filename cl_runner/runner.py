@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cl_runner.cells import cell_folder, finished, is_cell, summary_of
 from cl_runner.config.checks import settle
+from cl_runner.config.compose import OWN_CONFIGS
 from cl_runner.config.taken_up import taken_up
 from cl_runner.errors import RequestError
 from cl_runner.faults import explain
@@ -116,11 +118,16 @@ def _execute(
             folder.discard()
             raise RunFailed("cl-run: interrupted", interrupted=True) from error
         recorder.run_failed(error, "interrupted")
-        raise RunFailed(f"cl-run: interrupted; continue with cl-run resume={folder.path}", interrupted=True) from error
+        raise RunFailed(f"cl-run: interrupted; continue with {_command(folder)}", interrupted=True) from error
     except Exception as error:
         if recorder is not None:
             recorder.run_failed(error, "failed")
         raise RunFailed(_reason(error, config, folder, checkpoints)) from error
+
+
+def _command(folder: RunFolder) -> str:
+    own = os.environ.get(OWN_CONFIGS)
+    return f"cl-run {f'--config-dir {own} ' if own else ''}resume={folder.path}"
 
 
 def _reason(error: Exception, config: DictConfig, folder: RunFolder, checkpoints: Checkpoints) -> str:
@@ -165,11 +172,12 @@ def _resume(config: DictConfig, overrides: list[str]) -> RunResult:
     begun = begun_with(path, f"resume={path}", config)
     folder = RunFolder(path)
     summary = summary_of(path)
+    asked = taken_up(begun, config, overrides)
     if folder.done:
         Console(quiet=config.quiet).note(f"{path} is done; nothing to resume")
         return RunResult(path, summary)
     refuse_lost(path, f"resume={path}")
-    earlier = settle(taken_up(begun, config, overrides))
+    earlier = settle(asked)
     with held(path):
         checkpoint = to_go_on_from(earlier, folder)
         told = {} if checkpoint is None else checkpoint.state["recorder"]["summary"]

@@ -29,6 +29,32 @@ class Offsets(Adapter):
             offsets[str(self.task)] = nn.Parameter(torch.randn(10))
 
 
+class Fading(Offsets):
+    """Pulls the vectors to zero, less with every step that it has counted."""
+
+    seen = 0
+
+    def penalty(self) -> torch.Tensor:
+        """Fades with the steps."""
+        return sum(item.square().sum() for item in self.model.offsets.values()) / (1 + self.seen)
+
+    def after_step(self, progress: float) -> None:
+        """Counts."""
+        self.seen += 1
+
+    def figures(self) -> dict[str, float]:
+        """Says how many there were."""
+        return {"seen": self.seen}
+
+    def memory(self) -> dict[str, Any]:
+        """The count."""
+        return {"seen": self.seen}
+
+    def remember(self, memory: dict[str, Any]) -> None:
+        """Takes it back."""
+        self.seen = memory["seen"]
+
+
 class Decay(SupervisedPlugin):
     """Scales the loss by what it has counted."""
 

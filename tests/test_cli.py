@@ -214,9 +214,11 @@ def test_no_space_for_the_run_folder(capsys, tmp_path, monkeypatch):
 
 def test_resume(capsys, tmp_path):
     message = refused(capsys, f"resume={tmp_path}/nowhere")
-    assert f"resume={tmp_path}/nowhere" in message and "config.yaml" in message
+    assert f"resume={tmp_path}/nowhere" in message and "there is no such folder" in message
+    (tmp_path / "empty").mkdir()
+    assert "no config.yaml" in refused(capsys, f"resume={tmp_path}/empty")
     message = refused(capsys, f"resume={tmp_path}/nowhere", "adapter.rank=3")
-    assert "this is no run folder" in message
+    assert "there is no such folder" in message
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "config.yaml").write_text("seed: [\n")
     message = refused(capsys, f"resume={tmp_path}/old")

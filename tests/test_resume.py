@@ -151,7 +151,12 @@ def test_a_table_of_metrics_has_every_row_once(calm, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "typed", [("adapter._target_=own_parts.Offsets",), ("strategy._target_=own_parts.Decaying", "+strategy.tells=true")]
+    "typed",
+    [
+        ("adapter._target_=own_parts.Offsets",),
+        ("adapter._target_=own_parts.Fading",),
+        ("strategy._target_=own_parts.Decaying", "+strategy.tells=true"),
+    ],
 )
 def test_a_class_of_ones_own_goes_on(typed, calm, tmp_path):
     found, steps = tormented(tmp_path, tiny(*typed), ("2.1.2", "3.2.1"))
@@ -171,6 +176,18 @@ def test_a_plugin_that_says_nothing_of_its_memory_makes_a_run_start_over(calm, t
 
 
 # ----------------------------------------------------------------------------------------------------- refusals
+
+
+def test_checkpoints_that_are_whole_are_not_thrown_away_for_a_damaged_log(tmp_path):
+    folder = killed_at("2.1.2", tmp_path, tiny("strategy=naive"))
+    log = folder / "events.jsonl"
+    written, before = log.read_bytes(), {place: place.read_bytes() for place in folder.glob("checkpoints/*")}
+    log.write_bytes(b"#" + written[1:])
+    with pytest.raises(RequestError, match="its checkpoints are whole .* but events.jsonl is not what it was"):
+        resume(folder)
+    assert {place: place.read_bytes() for place in folder.glob("checkpoints/*")} == before
+    log.write_bytes(written)
+    assert resume(folder).summary["status"] == "done"
 
 
 def test_a_configuration_edited_by_hand_is_refused(tmp_path):

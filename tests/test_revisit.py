@@ -93,7 +93,7 @@ def test_a_run_is_evaluated_again(tmp_path, capsys):
     ("typed", "words"),
     [
         (["mode=eval"], ["checkpoint"]),
-        (["mode=eval", "checkpoint={empty}"], ["checkpoint=", "no run folder"]),
+        (["mode=eval", "checkpoint={empty}"], ["checkpoint=", "no such folder"]),
         (["mode=eval", "checkpoint={run}", "trainer.epochs=7"], ["trainer.epochs was 1 and is 7"]),
         (["checkpoint={run}"], ["checkpoint", "mode=eval"]),
     ],

@@ -129,6 +129,14 @@ class Adapter(ABC):
     def remember(self, memory: dict[str, Any]) -> None:
         """Takes back what `memory` gave, in a fresh adapter for which the tasks since then have begun and ended."""
 
+    def course(self) -> dict[str, Any]:
+        """What of it has changed since the task began, for a checkpoint within the task; by default all of `memory`."""
+        return self.memory()
+
+    def take_up(self, course: dict[str, Any]) -> None:
+        """Takes back what `course` gave, in an adapter that has begun the task."""
+        self.remember(course)
+
     def adapted_layers(self) -> list[str]:
         """Names of the layers that have a delta."""
         return []

@@ -128,6 +128,13 @@ class CoDyRA(DeltaAdapter):
         pairs = zip(self._every_site(), memory["moved"], strict=True)
         self._moved = {site: moved for site, moved in pairs if moved is not None}
 
+    def course(self) -> dict[str, Any]:
+        """Nothing: what it remembers changes between two tasks only."""
+        return {}
+
+    def take_up(self, course: dict[str, Any]) -> None:
+        """Has nothing to take back."""
+
     def drift(self) -> float | None:
         """||theta_t - theta_0||_F: what all tasks together have added to the weights."""
         return math.sqrt(sum(float(moved.norm()) ** 2 for moved in self._moved.values()))

@@ -59,6 +59,13 @@ class KeepsDirection(LoRA):
         found, self._change = dict(self._places()), memory["change"]
         self.previous = {found[place]: (a, b) for place, (a, b) in memory["previous"].items()}
 
+    def course(self) -> dict[str, Any]:
+        """Nothing: what it remembers changes between two tasks only."""
+        return {}
+
+    def take_up(self, course: dict[str, Any]) -> None:
+        """Has nothing to take back."""
+
     def _places(self) -> Iterator[tuple[int, LoRAFactors]]:
         deltas = [delta for site in self._every_site() for delta in site.deltas.values()]
         return ((place, item) for place, item in enumerate(deltas) if isinstance(item, LoRAFactors))

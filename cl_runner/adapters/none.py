@@ -45,6 +45,13 @@ class NoAdapter(Adapter):
         """Counts from them again."""
         self._first, self._tasks = memory["first"], memory["tasks"]
 
+    def course(self) -> dict[str, Any]:
+        """Nothing: what it remembers changes between two tasks only."""
+        return {}
+
+    def take_up(self, course: dict[str, Any]) -> None:
+        """Has nothing to take back."""
+
     def _weights(self) -> dict[str, Tensor]:
         root = self.model.backbone if isinstance(self.model, TaskNetwork) else self.model
         placed = Placement().candidates(root)

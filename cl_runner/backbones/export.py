@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,8 @@ def save_weights(network: TaskNetwork, path: str | Path, task: int | None = None
         save_file(state, part, metadata=metadata)
         part.replace(file)
     except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
         raise RequestError(
             f"export={path}: cannot be written: {error}", "make room, or choose another place"
         ) from error

@@ -22,6 +22,7 @@ PLUGINS = {  # of Hydra, that come with an extra: what is chosen, the extra and 
     ("hydra/sweeper", "optuna"): ("optuna", "hydra-optuna-sweeper"),
 }
 SYNTAX = "overrides are written GROUP=NAME or GROUP.KEY=VALUE; see cl-run --help"
+OWN_CONFIGS = "CL_RUN_CONFIG_DIR"  # environment variable: the folder given with --config-dir, in this process
 
 
 def config_folder() -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Sequence
+from pathlib import Path
 
 from omegaconf import DictConfig, open_dict
 
@@ -36,7 +37,17 @@ def shed(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
             for key in idle:
                 if not any(name == f"{group}.{key}" or name.startswith(f"{group}.{key}.") for name in typed):
                     del node[key]
+    _count_for_yourself(config, typed)
     return config
+
+
+def _count_for_yourself(config: DictConfig, typed: set[str]) -> None:
+    """Drops the number of classes that an experiment gives for plans, where the folder that holds them is there."""
+    node = config.get("benchmark")
+    root = node.get("root") if isinstance(node, DictConfig) and "n_classes" in node else None
+    if isinstance(root, str) and "benchmark.n_classes" not in typed and Path(root).expanduser().is_dir():
+        with open_dict(config):
+            config.benchmark.n_classes = None
 
 
 def _own_keys(group: str, target: str) -> set[str] | None:

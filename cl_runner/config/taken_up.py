@@ -37,6 +37,10 @@ def taken_up(begun: DictConfig, asked: DictConfig, overrides: Sequence[str]) -> 
         if odd or name in ("experiment", "debug"):
             key, old, new = odd[0] if odd else (name, None, word.partition("=")[2])
             said = f"{key} was {shown(old)} and is {shown(new)}" if odd else f"{word} composes another run"
+            if asked.mode == "eval":
+                raise RequestError(
+                    f"checkpoint={asked.checkpoint} is evaluated with that folder's configuration: {said}", "drop it"
+                )
             raise RequestError(
                 f"resume={asked.resume} goes on with that folder's configuration: {said}",
                 "drop it, or start a new run without resume",

@@ -70,10 +70,10 @@ class Keeper(KeepsNothing):
             parts.epochs = list(state["epochs"])
             weights.relive(self._network, parts.tasks(done), parts.epochs)
             weights.write(weights.everything(self._network), state["network"])
-            self._network.adapter.remember(state["adapter"])
             learned = [item for phase in parts.phases[:done] for item in phase]
             remember_all(parts.strategy, state["strategy"], parts.samples, learned)
             self._hold(state["optimizer"])
+            between_tasks = state["adapter"]
             state |= {} if later is None else self._read(later)
         except (weights.OtherNetwork, LookupError) as problem:
             raise RequestError(
@@ -81,6 +81,7 @@ class Keeper(KeepsNothing):
                 "are not those the run began with",
                 "put them back, or start a new run",
             ) from problem
+        self._network.adapter.remember(between_tasks)
         self._network.activate(state["active"])
         parts.monitor.restore(state["monitor"])
         parts.strategy.guard.skipped = state["skipped"]
@@ -136,6 +137,7 @@ class Keeper(KeepsNothing):
         weights.write(weights.moving(self._network), state["weights"])
         weights.write_optimizer(parts.strategy.optimizer, state["optimizer"])
         take_up_all(parts.strategy, state["courses"])
+        self._network.adapter.take_up(state["adapter_course"])
         parts.monitor.restore(state["monitor"])
         parts.plugin.step = state["adapter_step"]
         parts.strategy._stop_training = state["stopped"]
@@ -234,6 +236,7 @@ class Keeper(KeepsNothing):
             "weights": weights.moving(self._network),
             "optimizer": weights.optimizer_state(strategy.optimizer),
             "courses": courses(strategy),
+            "adapter_course": self._network.adapter.course(),
             "monitor": parts.monitor.saved(in_epoch=step > 0),
             "adapter_step": parts.plugin.step,
             "stopped": bool(strategy._stop_training),

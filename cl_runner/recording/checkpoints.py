@@ -112,15 +112,16 @@ class Checkpoints:
         """The numbers of what is there, damaged or not, in order."""
         return sorted(int(file.stem) for file in self.folder.glob("*.json") if file.stem.isdecimal())
 
-    def latest(self, told: Callable[[str], None]) -> Checkpoint | None:
+    def latest(self, told: Callable[[str], None], *, events: bool = True) -> Checkpoint | None:
         """The last checkpoint that is whole, with everything it stands on and the events before it.
 
         Args:
             told: is told of every later one that is not, and why.
+            events: whether the events have to be whole.
         """
         for number in reversed(self.numbers()):
             try:
-                return self._read(number, checked_events=True)
+                return self._read(number, checked_events=events)
             except Damaged as damage:
                 told(f"checkpoint {number} cannot be used: {damage}")
         return None

@@ -20,7 +20,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("run", metavar="RUN", type=Path, help="a run folder, finished or interrupted")
     parser.add_argument("--merged", metavar="FILE", type=Path, required=True, help="ends in .safetensors")
     parser.add_argument("--task", type=int, help="whose weights, from 1; needed where every task has its own")
+    parser.add_argument(
+        "--config-dir", type=Path, metavar="FOLDER", help="where classes of your own are, as for cl-run"
+    )
     arguments = parser.parse_args(argv)
+    if arguments.config_dir is not None:
+        sys.path[:0] = [str(arguments.config_dir.resolve()), str(arguments.config_dir.resolve().parent)]
     try:
         from cl_runner.revisit import export_merged  # imports torch
 
