@@ -218,9 +218,10 @@ def _tell_again(cells: list[Outcome], not_begun: int) -> None:
 
 def _extend_import_path(config_dir: str | None) -> None:
     """Puts the folder given with --config-dir, and its parent, where a user's `_target_` can be imported from."""
-    if config_dir is not None:
-        from cl_runner.config.compose import OWN_CONFIGS, user_folder
+    from cl_runner.config.compose import OWN_CONFIGS, user_folder
 
+    os.environ.pop(OWN_CONFIGS, None)  # of an earlier request in this process
+    if config_dir is not None:
         folder = user_folder(config_dir)
         os.environ[OWN_CONFIGS] = config_dir
         sys.path[:0] = [str(folder), str(folder.parent)]

@@ -54,7 +54,8 @@ def interrupted(place: str, *names: str) -> Path:
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"])
-def test_a_signal_in_training_keeps_the_run_at_that_very_step(name, calm, capsys):
+def test_a_signal_in_training_keeps_the_run_at_that_very_step(name, calm, capsys, monkeypatch):
+    monkeypatch.setenv("CL_RUN_CONFIG_DIR", "of_an_earlier_request_in_this_process")
     handlers = {item: signal.getsignal(getattr(signal, item)) for item in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")}
     folder = interrupted("2.1.1", name)
     assert f"continue with cl-run resume={folder}" in capsys.readouterr().err
