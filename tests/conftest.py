@@ -1,4 +1,4 @@
-"""Fixtures of the tests that run sweeps."""
+"""Fixtures of the tests that run sweeps, and of those that interrupt runs."""
 
 from __future__ import annotations
 
@@ -39,3 +39,19 @@ def learned(monkeypatch):
 
     monkeypatch.setattr(learning, "learn", watch)
     return seen
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory):
+    """Runs that nobody interrupts, each request once a module."""
+    from resume_helpers import Calm
+
+    return Calm(tmp_path_factory)
+
+
+@pytest.fixture
+def hurried(monkeypatch):
+    """Runs leave out what takes time and has no part in what they compute."""
+    from resume_helpers import hurry
+
+    hurry(monkeypatch)

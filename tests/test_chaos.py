@@ -23,4 +23,4 @@ def test_killed_runs_are_those_that_nobody_interrupted(tmp_path):
     assert [case["name"] for case in found] == list(CASES)
     assert all(case["differences"] == [] and case["done"] == case["steps"] for case in found)
     assert sum(case["kills"] for case in found) >= 5, "hardly anything was killed"
-    assert any(case["executed"] < case["attempts"] * case["steps"] for case in found), "every attempt started over"
+    assert all(case["most_again"] < case["steps"] / 2 for case in found), "an attempt started over"

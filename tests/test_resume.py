@@ -12,8 +12,6 @@ from resume_helpers import (
     EVERY_EPOCH,
     EVERY_STEP,
     EVERY_TASK,
-    Calm,
-    hurry,
     killed_at,
     resume,
     same_run,
@@ -26,6 +24,7 @@ from runs_helpers import table
 from cl_runner.errors import RequestError
 from cl_runner.keeping.reading import last_of
 
+pytestmark = pytest.mark.usefixtures("hurried")
 THREE = (
     "trainer.epochs=2", "benchmark.per_class=8", "benchmark.n_tasks=3", "benchmark.first_task_classes=4",
     "benchmark.augmentation=crop", "backbone.width=4", "optimizer=adam", "adapter=none",
@@ -44,16 +43,6 @@ def tiny(*overrides: str) -> tuple[str, ...]:
     if given & {"trainer.iterations", "trainer.task_epochs"}:
         given.add("trainer.epochs")
     return small(*[item for item in THREE if item.split("=")[0] not in given], *overrides)
-
-
-@pytest.fixture(scope="module")
-def calm(tmp_path_factory):
-    return Calm(tmp_path_factory)
-
-
-@pytest.fixture(autouse=True)
-def hurried(monkeypatch):
-    hurry(monkeypatch)
 
 
 def case(*typed: str, places: tuple[str, ...] = ("3.2.1",), interval: tuple[str, ...] = EVERY_STEP) -> object:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from resume_helpers import EVERY_EPOCH, EVERY_STEP, EVERY_TASK, Calm, hurry, killed_at, resume, same_run, tormented
+from resume_helpers import EVERY_EPOCH, EVERY_STEP, EVERY_TASK, killed_at, resume, same_run, tormented
 
 pytest.importorskip("open_clip")
 
@@ -16,14 +16,10 @@ from safetensors.torch import load_file, save_file
 from cl_runner import cli
 from cl_runner.keeping.reading import last_of
 
+pytestmark = pytest.mark.usefixtures("hurried")
 MEMORY = "strategy.mem_size=8"
 TEXT = ("adapter=lora", "adapter.rank=2", "adapter.sharing=shared", "placement.towers=[text]", "trainer.batch_size=7")
 ZSCL = ("strategy=zscl", "strategy.batch_size_ref=4", "strategy.average_every=2")
-
-
-@pytest.fixture(scope="module")
-def calm(tmp_path_factory):
-    return Calm(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +31,6 @@ def references(tmp_path_factory):
         folder.mkdir(exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(folder / f"{index}.png")
     return root
-
-
-@pytest.fixture(autouse=True)
-def hurried(monkeypatch):
-    hurry(monkeypatch)
 
 
 def typed(*overrides: str) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from resume_helpers import Calm, folder_in, hurry, resume, same_run, start, watched
+from resume_helpers import folder_in, resume, same_run, start, watched
 from sweep_helpers import QUICK, cells, matrices
 from test_resume import tiny
 
@@ -19,18 +19,8 @@ from cl_runner.recording.checkpoints import Checkpoints
 from cl_runner.runner import RunFailed
 from cl_runner.signals import STOP
 
-pytestmark = pytest.mark.usefixtures("elsewhere")
+pytestmark = pytest.mark.usefixtures("elsewhere", "hurried")
 TYPED = tiny("strategy=replay", "strategy.mem_size=20")
-
-
-@pytest.fixture(scope="module")
-def calm(tmp_path_factory):
-    return Calm(tmp_path_factory)
-
-
-@pytest.fixture(autouse=True)
-def hurried(monkeypatch):
-    hurry(monkeypatch)
 
 
 def sending(*names: str):

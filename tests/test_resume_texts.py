@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import pytest
-from resume_helpers import EVERY_EPOCH, EVERY_STEP, EVERY_TASK, Calm, hurry, same_run, tormented
+from resume_helpers import EVERY_EPOCH, EVERY_STEP, EVERY_TASK, same_run, tormented
 
 pytest.importorskip("transformers")
 
 from test_language import typed
 from text_trees import write_reviews
 
+pytestmark = pytest.mark.usefixtures("hurried")
 MEMORY = "strategy.mem_size=8"
 LORA = ("adapter=lora", "adapter.rank=2")
-
-
-@pytest.fixture(scope="module")
-def calm(tmp_path_factory):
-    return Calm(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +21,6 @@ def reviews(tmp_path_factory):
     root = tmp_path_factory.mktemp("reviews")
     write_reviews(root, n_train=16, n_test=4)
     return root
-
-
-@pytest.fixture(autouse=True)
-def hurried(monkeypatch):
-    hurry(monkeypatch)
 
 
 @pytest.mark.parametrize(
