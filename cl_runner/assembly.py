@@ -102,6 +102,7 @@ def build_strategy(
         channels_last=trainer.channels_last,
         reset_optimizer=trainer.reset_optimizer,
         criterion=modality.criterion(network),
+        cache_bytes=int(trainer.cache_gb * 2**30) if trainer.prefix_cache else 0,
     )
     network.mixes_tasks = recipe.mixes_tasks
     _check_schedule(network, recipe, workshop)

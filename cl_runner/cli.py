@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import cl_runner
 from cl_runner.errors import RequestError, shown
+from cl_runner.process import leave, process_start
 from cl_runner.result import Outcome
 
 DONE, REFUSED, INTERRUPTED = 0, 2, 130
@@ -18,7 +19,7 @@ DONE, REFUSED, INTERRUPTED = 0, 2, 130
 
 def main() -> None:
     """The `cl-run` command: ends the process with 0 done, 1 failed, 2 refused or 130 interrupted."""
-    sys.exit(execute(sys.argv[1:]))
+    leave(execute(sys.argv[1:], began=process_start()))
 
 
 class _Door:
@@ -29,9 +30,13 @@ class _Door:
         not_begun: cells of a sweep that ended before their turn.
         report: what a sweep leaves besides its cells; None where there is no sweep, or nothing to report it.
         crashed: what was raised is no composition error: a run, or what was to start the cells, raised it.
+
+    Args:
+        began: when the process started; None where that is not known, or where it is somebody else's.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, began: float | None = None) -> None:
+        self._began = began
         self.cells: list[Outcome] = []
         self.not_begun = 0
         self.report: Any = None
@@ -40,7 +45,8 @@ class _Door:
     def __call__(self, config: Any) -> None:
         """Runs one request in this process."""
         try:
-            self.cells.append(_run(config))
+            began, self._began = self._began, None
+            self.cells.append(_run(config, began))
         except Exception:
             self.crashed = True
             raise
@@ -65,13 +71,16 @@ class _Door:
         return max(codes, default=DONE)
 
 
-def execute(arguments: list[str]) -> int:
-    """Runs Hydra over the arguments and returns the exit code: of several runs the highest."""
+def execute(arguments: list[str], *, began: float | None = None) -> int:
+    """Runs Hydra over the arguments and returns the exit code: of several runs the highest.
+
+    ``began`` is when the process started, on the clock of `time.perf_counter`, where it does nothing else.
+    """
     if arguments == ["--version"]:
         sys.stdout.write(f"cl-run {cl_runner.__version__}\n")
         return DONE
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach the handlers below instead of Hydra's own printer
-    door = _Door()
+    door = _Door(began)
     options = None
     try:
         options = _options(arguments)
@@ -148,7 +157,7 @@ def _list_without_copies() -> None:
     ConfigLoaderImpl.get_group_options = get_group_options  # type: ignore[method-assign]
 
 
-def _run(config: Any) -> Outcome:
+def _run(config: Any, began: float | None = None) -> Outcome:
     """Runs one composed request."""
     from hydra.core.hydra_config import HydraConfig
 
@@ -161,7 +170,9 @@ def _run(config: Any) -> Outcome:
     try:
         request.check()
         content = shed(config, request.typed)
-        result = run(content, experiment=request.experiment, overrides=request.typed, in_sweep=request.in_sweep)
+        result = run(
+            content, experiment=request.experiment, overrides=request.typed, in_sweep=request.in_sweep, began=began
+        )
     except RequestError as error:
         _refuse(error)
         return Outcome("refused", typed, message=error.message)

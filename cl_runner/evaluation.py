@@ -9,6 +9,7 @@ from cl_runner.backbones.routing import TaskNetwork
 from cl_runner.benchmarks.stream import TaskStream
 from cl_runner.recording.recorder import Recorder
 from cl_runner.training.meter import Meter
+from cl_runner.training.unchanged import Unchanged
 
 
 def evaluate(
@@ -20,15 +21,23 @@ def evaluate(
     *,
     tasks_seen: int,
     stream: TaskStream,
+    unchanged: Unchanged | None = None,
 ) -> None:
-    """Fills row ``tasks_seen`` of the accuracy matrix, and what the probes give."""
+    """Fills row ``tasks_seen`` of the accuracy matrix, and what the probes give.
+
+    Tasks that are ``unchanged`` since they were last evaluated are not measured again.
+    """
     experiences, probes = _apart(scenario, stream)
     wanted = (experiences[:tasks_seen] if which == "seen" else experiences) + probes
     meter.clear()
-    if wanted:
-        strategy.eval(wanted)
+    carried = set[int]() if unchanged is None else unchanged.recall(strategy, meter, wanted)
+    left = [experience for experience in wanted if experience.current_experience not in carried]
+    if left:
+        strategy.eval(left)
+    if unchanged is not None:
+        unchanged.keep(meter)
     row = [meter.accuracies.get(experience.current_experience, math.nan) for experience in experiences]
-    recorder.evaluated(tasks_seen, row, _figures(meter, experiences))
+    recorder.evaluated(tasks_seen, row, _figures(meter, experiences), carried=[task + 1 for task in carried])
     by_class = {task: found for task, found in meter.by_class.items() if task < len(stream)}
     recorder.classes_evaluated(tasks_seen, by_class, _class_names(stream))
     if probes:

@@ -131,7 +131,7 @@ def _ways(stage: str, config: Any, *, on_device: bool) -> list[Way]:
     if stage == "memory":
         return [halved("strategy.mem_size"), *_lighter(config, on_device=on_device)]
     if stage == "evaluation":
-        return [halved("trainer.eval_batch_size"), *_lighter(config, on_device=on_device)]
+        return [_smaller_evaluation(halved, on_device=on_device), *_lighter(config, on_device=on_device)]
     if stage == "training":
         other = [halved(f"strategy.{key}") for key in ("batch_size_mem", "batch_size_ref", "sample_size")]
         light = _lighter(config, on_device=on_device)
@@ -150,6 +150,14 @@ class _Halving:
         if isinstance(value, bool) or not isinstance(value, int) or value < 2:
             return None
         return f"{key}={value}", f"{key}={value // 2}"
+
+
+def _smaller_evaluation(halved: _Halving, *, on_device: bool) -> Way:
+    """Fewer samples at once; where the number was left to the device, one that is small on any GPU."""
+    key = "trainer.eval_batch_size"
+    if config_value(halved.config, key) is not None:
+        return halved(key)
+    return (f"{key}=null", f"{key}=64") if on_device else (f"{key}=512", f"{key}=256")
 
 
 def _lighter(config: Any, *, on_device: bool) -> list[Way]:

@@ -31,9 +31,13 @@ from cl_runner.result import RunResult
 from cl_runner.signals import Stop
 from cl_runner.stage import Stage, assemble, phases_of, prepare, quiet_libraries
 from cl_runner.training.account import layer_rows, parameter_row, trainable_parameters
+from cl_runner.training.capture import step_for
 from cl_runner.training.meter import Meter
 from cl_runner.training.monitor import TrainingMonitor
 from cl_runner.training.plugin import AdapterPlugin
+from cl_runner.training.timing import NoTimer
+from cl_runner.training.unchanged import Unchanged
+from cl_runner.watching import account_for, traced
 
 
 def learn(
@@ -46,6 +50,7 @@ def learn(
     checkpoints: Checkpoints | None = None,
     checkpoint: Checkpoint | None = None,
     stop: Stop | None = None,
+    timer: NoTimer | None = None,
 ) -> RunResult:
     """Learns the whole stream.
 
@@ -58,8 +63,10 @@ def learn(
         checkpoints: where the run is kept; None: nowhere.
         checkpoint: what to go on from; None: from the beginning.
         stop: says when the run is to end.
+        timer: accounts for the time.
     """
-    stage = prepare(config, recorder)
+    timer = timer or NoTimer()
+    stage = prepare(config, recorder, timer)
     stream, network = stage.stream, stage.network
     with quiet_libraries():
         parts = assemble(config, stream, stage.recipe, stage.workshop, recorder, evaluator, stage.modality)
@@ -68,7 +75,10 @@ def learn(
         for note in (*stream.notes, *notes(stage.recipe, network)):
             recorder.warning(note)
         run = Run.of(config, stage, parts, recorder, checkpoints, stop or Stop())
-        run.go_on(checkpoint)
+        account_for(timer, run, recorder)
+        timer.mark("building")
+        with traced(config, folder, recorder, run.strategy):
+            run.go_on(checkpoint)
     _export(config, network, recorder)
     monitor, guard = run.monitor, run.strategy.guard
     rate = monitor.images / monitor.training_seconds if monitor.training_seconds else None
@@ -96,6 +106,7 @@ class Run:
     scenario: Any
     phases: list[list[Any]]
     keeper: Keeper
+    unchanged: Unchanged | None = None
 
     @classmethod
     def of(
@@ -117,7 +128,9 @@ class Run:
         interval = Interval(config.trainer.checkpoint_epochs, config.trainer.checkpoint_minutes)
         keeper = strategy.keeper = Keeper(states, checkpoints, interval, stop)
         strategy.guard.on_nan, strategy.guard.told = config.on_nan, monitor.step_skipped
-        return cls(config, stage, recorder, monitor, meter, strategy, scenario, phases, keeper)
+        strategy.step = step_for(config.trainer.compile, stage.device, recorder.warning)
+        unchanged = Unchanged() if config.evaluate_unchanged == "carry" else None
+        return cls(config, stage, recorder, monitor, meter, strategy, scenario, phases, keeper, unchanged)
 
     def go_on(self, checkpoint: Checkpoint | None) -> None:
         """Trains, evaluates and records every task that is still to come."""
@@ -148,6 +161,7 @@ class Run:
         layers = [layer for experience in phase for layer in layer_rows(network, experience.current_experience)]
         self.recorder.task_finished(tasks_seen, row | figures, layers)
         self.keeper.phase_trained(number)
+        strategy.timer.mark("tasks")
 
     def evaluate(self, tasks_seen: int) -> None:
         """Fills a row of the accuracy matrix."""
@@ -159,6 +173,7 @@ class Run:
             self.config.evaluate,
             tasks_seen=tasks_seen,
             stream=self.stage.stream,
+            unchanged=self.unchanged,
         )
 
     def trace_ranks(self, tasks_seen: int) -> None:

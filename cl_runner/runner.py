@@ -17,6 +17,7 @@ from cl_runner.config.taken_up import taken_up
 from cl_runner.errors import RequestError
 from cl_runner.faults import explain
 from cl_runner.going_on import begun_with, refuse_lost, to_go_on_from
+from cl_runner.process import importing
 from cl_runner.recording.checkpoints import Checkpoint, Checkpoints
 from cl_runner.recording.console import Console
 from cl_runner.recording.events import CsvTracker, EventLog, Tracker, read_events
@@ -26,6 +27,7 @@ from cl_runner.recording.run_folder import RunFolder
 from cl_runner.recording.wandb import WandbTracker, resolved_mode
 from cl_runner.result import RunResult
 from cl_runner.signals import interruptible
+from cl_runner.training.timing import NoTimer, Timer
 
 
 class RunFailed(RuntimeError):
@@ -37,7 +39,12 @@ class RunFailed(RuntimeError):
 
 
 def run(
-    config: Any, *, experiment: str = "quickstart", overrides: Sequence[str] = (), in_sweep: bool = False
+    config: Any,
+    *,
+    experiment: str = "quickstart",
+    overrides: Sequence[str] = (),
+    in_sweep: bool = False,
+    began: float | None = None,
 ) -> RunResult:
     """Runs a request.
 
@@ -46,27 +53,30 @@ def run(
         experiment: names the run and its folder.
         overrides: what was typed, for `overrides.yaml` and for refusing typed keys that nothing uses.
         in_sweep: this is a cell of a sweep, whose folder is named by its configuration: done once, it is not run again.
+        began: where the account of time (`trainer.profile`) begins, on the clock of `time.perf_counter`; None: now.
 
     Raises:
         RequestError: the request cannot be met.
         RunFailed: the run itself failed or was interrupted.
     """
+    began = time.perf_counter() if began is None else began
     settled = settle(config, list(overrides))
     if settled.mode == "eval":
         return _evaluate(settled, list(overrides))
     if settled.resume is not None:
-        return _resume(settled, list(overrides))
+        return _resume(settled, list(overrides), began)
     if in_sweep and is_cell(settled):
-        return _run_cell(settled, experiment, list(overrides))
+        return _run_cell(settled, experiment, list(overrides), began)
     place = _place(settled, experiment)
     with held(place):
-        return _execute(settled, RunFolder.create(place, settled, list(overrides)), experiment)
+        return _execute(settled, RunFolder.create(place, settled, list(overrides)), experiment, began)
 
 
 def _execute(
     config: DictConfig,
     folder: RunFolder,
     experiment: str,
+    began: float | None = None,
     *,
     fresh: bool = True,
     checkpoint: Checkpoint | None = None,
@@ -78,6 +88,7 @@ def _execute(
         config: settled.
         folder: made.
         experiment: names the run.
+        began: where the account of time begins.
         fresh: nothing was there; a run that is refused leaves no folder then.
         checkpoint: what to go on from.
         revisited: another run's, with mode=eval.
@@ -88,23 +99,20 @@ def _execute(
     try:
         with interruptible() as stop:
             if config.mode == "plan":
-                from cl_runner.planning import plan
-
+                with importing():
+                    from cl_runner.planning import plan
                 return plan(config, folder, console)
             events = EventLog(folder.path / "events.jsonl", None if checkpoint is None else checkpoint.events)
             trackers = _trackers(config, folder, console, experiment)
             report = _draw_report if config.report else None
             recorder = Recorder(folder, events, console, trackers=trackers, report=report)
             if config.mode == "eval":
-                from cl_runner.revisit import evaluate_again
-
+                with importing():
+                    from cl_runner.revisit import evaluate_again
                 assert revisited is not None
                 return evaluate_again(config, folder, recorder, experiment, revisited)
-            from cl_runner.learning import learn  # imports torch and Avalanche, which takes seconds
-
-            return learn(
-                config, folder, recorder, experiment, checkpoints=checkpoints, checkpoint=checkpoint, stop=stop
-            )
+            kept = {"checkpoints": checkpoints, "checkpoint": checkpoint, "stop": stop}
+            return _learn(config, folder, recorder, experiment, began, **kept)
     except RequestError as error:
         console.close()
         if fresh and (recorder is None or not recorder.started):
@@ -123,6 +131,18 @@ def _execute(
         if recorder is not None:
             recorder.run_failed(error, "failed")
         raise RunFailed(_reason(error, config, folder, checkpoints)) from error
+
+
+def _learn(
+    config: DictConfig, folder: RunFolder, recorder: Recorder, experiment: str, began: float | None, **kept: Any
+) -> RunResult:
+    """Trains; all the seconds that torch and Avalanche take to be imported are spent here."""
+    timer = Timer(began) if config.trainer.profile else NoTimer()
+    timer.mark("start")
+    with importing():
+        from cl_runner.learning import learn
+    timer.mark("imports")
+    return learn(config, folder, recorder, experiment, timer=timer, **kept)
 
 
 def _command(folder: RunFolder) -> str:
@@ -166,7 +186,7 @@ def _trackers(config: DictConfig, folder: RunFolder, console: Console, experimen
     return trackers
 
 
-def _resume(config: DictConfig, overrides: list[str]) -> RunResult:
+def _resume(config: DictConfig, overrides: list[str], began: float) -> RunResult:
     """Goes on in a run folder: nothing to do where it is done, from the start where there is no checkpoint."""
     path = Path(config.resume).expanduser()
     begun = begun_with(path, f"resume={path}", config)
@@ -182,7 +202,7 @@ def _resume(config: DictConfig, overrides: list[str]) -> RunResult:
         checkpoint = to_go_on_from(earlier, folder)
         told = {} if checkpoint is None else checkpoint.state["recorder"]["summary"]
         name = summary.get("experiment") or told.get("experiment") or path.resolve().parent.name
-        return _execute(earlier, folder, name, fresh=False, checkpoint=checkpoint)
+        return _execute(earlier, folder, name, began, fresh=False, checkpoint=checkpoint)
 
 
 def _evaluate(config: DictConfig, overrides: list[str]) -> RunResult:
@@ -208,7 +228,7 @@ def _evaluate(config: DictConfig, overrides: list[str]) -> RunResult:
     return result
 
 
-def _run_cell(config: DictConfig, experiment: str, overrides: list[str]) -> RunResult:
+def _run_cell(config: DictConfig, experiment: str, overrides: list[str], began: float) -> RunResult:
     """Runs a cell of a sweep in the folder of its own; what an earlier call did not finish goes on there."""
     path = cell_folder(config, experiment)
     with held(path):
@@ -221,7 +241,7 @@ def _run_cell(config: DictConfig, experiment: str, overrides: list[str]) -> RunR
         for name in ("DONE", "config.yaml"):  # written anew: where this attempt runs may be another place
             (path / name).unlink(missing_ok=True)
         folder = RunFolder.create(path, config, overrides, begun=checkpoint is not None)
-        return _execute(config, folder, experiment, fresh=not begun, checkpoint=checkpoint)
+        return _execute(config, folder, experiment, began, fresh=not begun, checkpoint=checkpoint)
 
 
 def _place(config: DictConfig, experiment: str) -> Path:

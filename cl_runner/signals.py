@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")  # the last two: Slurm's warning that time is up
@@ -45,6 +46,13 @@ class Stop:
         if self.requested is not None:
             self._end(self.requested)
 
+    def ask(self, name: str) -> bool:
+        """Asks what goes on in another thread to end; returns whether it will, once it has been kept."""
+        if self._waits and self.requested is None:
+            self.requested = name
+            return True
+        return False
+
     def heard(self, signum: int, frame: Any) -> None:
         """Handles a signal."""
         name = signal.Signals(signum).name
@@ -63,6 +71,9 @@ class Stop:
 STOP = Stop()
 """That of this process: signals are handled once, whoever asked for it."""
 
+OF_THREAD: ContextVar[Stop | None] = ContextVar("stop", default=None)
+"""That of a run in a thread of its own, which hears no signals but is asked by those who do; None: it is `STOP`."""
+
 
 @contextmanager
 def interruptible() -> Iterator[Stop]:
@@ -73,7 +84,7 @@ def interruptible() -> Iterator[Stop]:
             if hasattr(signal, name):
                 earlier[name] = signal.signal(getattr(signal, name), STOP.heard)
     except ValueError:  # not in the main thread, where signals are not ours to handle
-        yield STOP
+        yield OF_THREAD.get() or STOP
         return
     passed_on = STOP.passed_on
     own = {name: handler for name, handler in earlier.items() if name.startswith("SIGUSR") and handler != STOP.heard}

@@ -30,6 +30,7 @@ from cl_runner.strategies.strategy import Strategy, Workshop
 from cl_runner.training.meter import Meter, NoMetrics
 from cl_runner.training.monitor import Listener, TrainingMonitor
 from cl_runner.training.plugin import AdapterPlugin
+from cl_runner.training.timing import NoTimer
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,13 @@ class Stage:
     device: torch.device
 
 
-def prepare(config: DictConfig, recorder: Recorder) -> Stage:
+def prepare(config: DictConfig, recorder: Recorder, timer: NoTimer | None = None) -> Stage:
     """The parts of a run, checked against one another before data is read, on the device."""
+    timer = timer or NoTimer()
     modality = modality_of(config)
     progress = functools.partial(recorder.reading, what=modality.reading)
     device = choose_device(config.trainer.device)
+    timer.on(device)
     prepare_torch(config)
     benchmark, outline = modality.open()
     network = modality.network(outline, task_aware=outline.task_labels)
@@ -75,12 +78,15 @@ def prepare(config: DictConfig, recorder: Recorder) -> Stage:
     options |= modality.given()
     takes = inspect.signature(benchmark.stream).parameters  # a user's own benchmark need not take them
     given = {name: value for name, value in options.items() if name in takes}
+    timer.mark("building")
     stream: TaskStream = benchmark.stream(data_root(config), **given)
+    timer.mark("reading data")
     assert stream.store is not None
     modality.meet(stream, network)
     stream.store.to(device, config.trainer.data_placement)
     memory_format = torch.channels_last if config.trainer.channels_last else torch.preserve_format
     network.to(device).to(memory_format=memory_format)
+    workshop = dataclasses.replace(workshop, eval_batch_size=modality.eval_batch_size(stream, network))  # known by now
     return Stage(modality, stream, network, recipe, workshop, device)
 
 

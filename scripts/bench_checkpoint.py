@@ -37,13 +37,13 @@ def request(options: argparse.Namespace, root: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def random_images(per_class: int) -> Any:
+def random_images(per_class: int, tests: int = 2) -> Any:
     """CIFAR-100 with other images."""
     from cl_runner.benchmarks.sources.cifar import Cifar100
     from cl_runner.benchmarks.sources.source import Facts, ImageData, Labels
 
     draw = np.random.default_rng(0)
-    labels = [np.repeat(np.arange(CLASSES), count) for count in (per_class, 2)]
+    labels = [np.repeat(np.arange(CLASSES), count) for count in (per_class, tests)]
     images = [draw.integers(0, 256, (len(part), 32, 32, 3), dtype=np.uint8) for part in labels]
     names = tuple(f"class {label}" for label in range(CLASSES))
     facts = Facts(CLASSES, (3, 32, 32), len(labels[0]), len(labels[1]), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))

@@ -139,7 +139,7 @@ SMALL = {  # for requests that are trained: steps, not epochs, on little data
     "strategy.beta": [0.0, 0.5], "strategy.temperature": [1.0, 2.0], "strategy.memory_strength": [0.0, 0.5],
     "strategy.eps": [0.001], "strategy.distillation": [1.0], "strategy.consistency": [0.0, 1.0],
     "adapter.lambda_order": [0.0, 0.01], "adapter.lambda_dc": [0.0, 0.1], "adapter.kappa_max": [0.0, 0.005],
-    "benchmark.length": [], "benchmark.test_per_class": [None, 2], "trainer.eval_batch_size": [7, 512],
+    "benchmark.length": [], "benchmark.test_per_class": [None, 2], "trainer.eval_batch_size": [None, 7],
 }  # fmt: skip
 
 

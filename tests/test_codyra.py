@@ -14,7 +14,7 @@ from runs_helpers import Watch, settled, small_run, table, watch_assembly
 from torch import nn
 
 from cl_runner.adapters import CoDyRA
-from cl_runner.adapters.codyra import GatedFactors
+from cl_runner.adapters.codyra import GatedFactors, shrink
 from cl_runner.errors import RequestError
 
 TYPED = ["adapter=codyra", "adapter.rank=6", "adapter.base=frozen", "optimizer.lr=0.003", "trainer.epochs=4"]
@@ -53,10 +53,23 @@ def test_the_delta_weighs_every_component_with_its_gate():
 def test_the_soft_threshold_against_its_formula():
     gates = [1.0, 0.31, 0.3, 0.29, 0.0, -0.29, -0.3, -0.31, -1.0]
     item = gated(gates)
-    item.shrink(0.3, 0.3)
+    shrink([item.g], 0.3, 0.3)
     expected = [np.sign(g) * max(abs(g) - 0.3, 0.0) for g in gates]
     np.testing.assert_allclose(item.g.detach().numpy(), expected, atol=1e-15)
     assert (item.g == 0).tolist() == [False, False, True, True, True, True, True, False, False]
+
+
+def test_all_gates_go_through_the_threshold_together_as_they_would_one_by_one():
+    kinds = [torch.float32, torch.float32, torch.float64]
+    gates = [torch.randn(size, dtype=kind) for size, kind in zip((3, 7, 4), kinds, strict=True)]
+    together, alone = [gate.clone() for gate in gates], [gate.clone() for gate in gates]
+    shrink(together, 0.4, 0.8)
+    for gate in alone:
+        shrink([gate], 0.4, 0.8)
+    for gate, first, second in zip(gates, together, alone, strict=True):
+        assert torch.equal(first, second) and not torch.equal(first, gate)
+        assert first.dtype == gate.dtype
+    shrink([], 0.4, 0.8)
 
 
 def released(g: float, kappa: float) -> float:

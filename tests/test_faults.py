@@ -45,7 +45,7 @@ def raised(error: BaseException, *frames: tuple[str, str]) -> BaseException:
 
 @pytest.fixture(scope="module")
 def config():
-    return settled("strategy=gem", "trainer.batch_size=64", "strategy.mem_size=500")
+    return settled("strategy=gem", "trainer.batch_size=64", "strategy.mem_size=500", "trainer.eval_batch_size=512")
 
 
 @pytest.mark.parametrize(
@@ -66,6 +66,13 @@ def test_the_setting_belongs_to_the_place(config, frames, first, second):
     assert all(word in lines[0] for word in [*first, "asked for 2.50 GiB more"]), lines
     assert all(word in lines[1] for word in second), lines
     assert ("trainer.batch_size" in lines[1]) is (frames == [TRAIN, LOOP])
+
+
+def test_a_number_of_samples_that_nobody_chose_is_named_too():
+    error, here = torch.cuda.OutOfMemoryError(CUDA), settled()
+    assert "try trainer.eval_batch_size=64" in explain(raised(error, EVALUATE, LOOP), here)
+    told = explain(raised(MemoryError(), EVALUATE, LOOP), here)
+    assert "eval_batch_size=512" in told and "trainer.eval_batch_size=256" in told
 
 
 @pytest.mark.parametrize(

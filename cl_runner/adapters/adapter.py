@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +80,13 @@ class Adapter(ABC):
     model: nn.Module
 
     @property
+    def steady(self) -> bool:
+        """Whether forward pass and penalty are the same operations at every step of an epoch, so that they can be
+        recorded once; by default of adapters that do nothing before a step.
+        """
+        return type(self).before_step is Adapter.before_step
+
+    @property
     def label(self) -> str:
         """What the adapter is called in summaries and messages: `called` of its own class, else the class's name."""
         return str(vars(type(self)).get("called") or type(self).__name__.lower())
@@ -154,6 +161,23 @@ class Adapter(ABC):
 
     def unmerge(self) -> None:
         """Takes them out again."""
+
+    def may_merge(self, *, halved: bool = False) -> bool:
+        """Whether merged weights give the answers of the active deltas, and `unmerge` then every bit of W back.
+
+        Evaluation merges where it may: a network then forms W + DeltaW once a task, and not at every batch.
+
+        Args:
+            halved: products are computed in half precision, in which a small delta beside W would be lost.
+        """
+        return False
+
+    def owned(self, task: int) -> Iterable[nn.Module | Tensor]:
+        """Modules and tensors that belong to one task alone: no other task's answers depend on them.
+
+        What nobody owns counts for all tasks: where nothing is named here, any change is a change of every task.
+        """
+        return ()
 
     def kept_rank(self) -> int | None:
         """The largest rank that any set still has; None where there are no ranks."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cl_runner.adapters.adapter import LayerReport, ParameterReport, as_tasks
 from cl_runner.adapters.compute import AUTO, TWO_PATH
-from cl_runner.adapters.factors import Delta
+from cl_runner.adapters.factors import Delta, LowRank
 from cl_runner.adapters.frozen_base import PER_TASK, SHARED, FrozenBase
 from cl_runner.adapters.layers import AdaptedLinear, Site, adapt, adapt_layer, add_to, full_rank, is_conv1d, kind_of
 from cl_runner.adapters.placement import Placement
@@ -179,6 +179,23 @@ class DeltaAdapter(FrozenBase):
                 site.base_weight.copy_(weight)
                 site.merged = None
         self._unmerged.clear()
+
+    def may_merge(self, *, halved: bool = False) -> bool:
+        """Not where the deltas have more bits than W, nor where in half precision they have a path of their own."""
+        for name in self.layers:
+            site = self._active_site(name)
+            delta = site.deltas[site.active] if site.active is not None else None
+            apart = isinstance(delta, LowRank) and (isinstance(site, AdaptedLinear) or is_conv1d(site))
+            kinds = set() if delta is None else {item.dtype for item in delta.parameters()}
+            if (halved and apart) or kinds - {site.base_weight.dtype}:
+                return False
+        return True
+
+    def owned(self, task: int) -> Iterator[nn.Module]:
+        """The task's deltas and copies, where it has its own."""
+        if self.per_task:
+            yield from (delta for _, delta in self.deltas_of(task).values())
+            yield from self.copies.owned(task)
 
     # ---------------------------------------------------------------------------------------- account
 

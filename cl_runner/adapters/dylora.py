@@ -115,6 +115,11 @@ class DyLoRA(LoRA):
                 changed += factors.truncate(rank)
         return changed
 
+    @property
+    def steady(self) -> bool:
+        """Not where every step draws a rank of its own."""
+        return self.training != RANDOM_RANK
+
     def before_step(self, progress: float) -> None:
         """Draws the rank of this step, the same for all layers."""
         if self.training != RANDOM_RANK:

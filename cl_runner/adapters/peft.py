@@ -178,6 +178,19 @@ class PEFT(FrozenBase):
             put_back(self.layers[name], kept)
         self._kept.clear()
 
+    def may_merge(self, *, halved: bool = False) -> bool:
+        """Not where products or weights have fewer bits than what the active set has learned."""
+        if halved or self._current is None:
+            return False
+        kinds = {name: layer.get_base_layer().weight.dtype for name, layer in self.layers.items()}
+        return all(item.dtype == kinds[name] for name, item in self._parameters_of(self._current))
+
+    def owned(self, task: int) -> Iterator[nn.Module | Tensor]:
+        """The task's set and copies, where it has its own."""
+        if self.per_task:
+            yield from (item for _, item in self._parameters_of(self.set_of(task)))
+            yield from self.copies.owned(task)
+
     # ---------------------------------------------------------------------------------------- account
 
     def parameter_report(self) -> ParameterReport:

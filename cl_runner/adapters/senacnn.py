@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -136,6 +136,10 @@ class SenaCNN(Adapter):
 
     def unmerge(self) -> None:
         """Does nothing, like `merge`."""
+
+    def owned(self, task: int) -> Iterator[nn.Module]:
+        """The task's branch."""
+        return self.branches.owned(task)
 
     def drift(self) -> float | None:
         """||theta - theta_0||_F over the replicated layers under the active task."""

@@ -117,6 +117,10 @@ class CopiedModules:
         for copies in self.named.values():
             copies.activate(task)
 
+    def owned(self, task: int) -> Iterator[nn.Module]:
+        """The task's copies."""
+        return (item.copies[str(task)] for item in self.named.values() if str(task) in item.copies)
+
     def count(self) -> tuple[int, int, int]:
         """(parameters of full copies, parameters of normalisation copies, their running means and variances)."""
         norms = [copies for copies in self.named.values() if keeps_statistics(copies.base)]

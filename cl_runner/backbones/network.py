@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from cl_runner.backbones.clip import CLIPClassifier
 from cl_runner.backbones.heads import Head, inputs
 from cl_runner.backbones.inference import TaskInference
+from cl_runner.backbones.prefix import Features
 from cl_runner.backbones.routing import EVERY_CLASS, NO_TASK, TaskNetwork, count, set_module
 from cl_runner.backbones.text_head import TextHead
 
@@ -116,6 +117,7 @@ class Network(TaskNetwork):
                 parameter.requires_grad_(True)
             self.moving = self.backbone.trains()
             self.backbone.train(self.training)
+        self.moved = self.moving_modules()
 
     def end_task(self) -> None:
         """Closes what was trained; from now on every task begun is a candidate."""
@@ -140,7 +142,7 @@ class Network(TaskNetwork):
         """Logits (B, n_classes).
 
         Args:
-            x: images (B, C, H, W).
+            x: images (B, C, H, W), or in their place `Features`, what the network gives up to a cut.
             task_labels: task of each sample (B,), on the host where possible; an int for all samples; None for a
                 dict of the logits under every task learned so far; left out for plain logits over all classes.
                 Without task labels they are never looked at.
@@ -153,6 +155,8 @@ class Network(TaskNetwork):
             return self._every_task(x)
         if isinstance(task_labels, int):
             return self.for_task(x, task_labels)
+        if task_labels.stride() == (0,):  # one number, as the lane gives the labels of batches of one task
+            return self.for_task(x, int(task_labels[0]))
         tasks = torch.unique(task_labels).tolist()
         if len(tasks) == 1:
             return self.for_task(x, tasks[0])
@@ -162,6 +166,12 @@ class Network(TaskNetwork):
         """Logits under one task, the other tasks' classes at minus infinity."""
         self.activate(task)
         return self.anchored(self._scores(x).masked_fill(self.masked[task], float("-inf")))
+
+    def owned(self, task: int) -> Iterator[nn.Module | Tensor]:
+        """What the adapter keeps for the task, and its classifier."""
+        yield from super().owned(task)
+        if isinstance(self.head, Head) and self.head.per_task:
+            yield self.head.classifiers[task]
 
     def stepped(self) -> None:
         """Told after every optimiser step: torch's fused optimisers write weights without raising their version."""
@@ -182,6 +192,9 @@ class Network(TaskNetwork):
 
     def features(self, x: Tensor) -> Tensor:
         """What the head is given under the active task, float32 (B, d); feature maps (B, d, H, W) are averaged."""
+        if isinstance(x, Features):
+            with x.cut.resumed(x.plain()) as images:
+                return self.features(images)
         if isinstance(self.backbone, CLIPClassifier):
             with self.autocast(x.device):
                 return self.backbone.encode_images(x).float()
@@ -248,6 +261,9 @@ class Network(TaskNetwork):
         return self.anchored(scores.masked_fill(self.masked[task_labels.to(x.device)], float("-inf")))
 
     def _scores(self, x: Tensor) -> Tensor:
+        if isinstance(x, Features):
+            with x.cut.resumed(x.plain()) as images:
+                return self._scores(images)
         with self.autocast(x.device):
             logits = self.backbone(x)
         return logits.flatten(1).float()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 EVERY_CLASS = object()  # stands for a call without task labels: the plain answer, whatever the task
 NO_TASK = -1  # a task that no set belongs to: an adapter activated for it computes with the base
@@ -27,6 +28,8 @@ class TaskNetwork(nn.Module):
         inferred: the task (B,) chosen for each sample of the last batch; None where none was chosen.
         mixes_tasks: whether a batch may hold samples of several tasks; set by the strategy.
         changes: how often weights have changed without being seen to.
+        phase: how often a task has begun or ended.
+        moved: the modules of the backbone in which something moves, or last did, while a task is trained.
         extra: what a strategy needs besides to answer; counted as stored and at inference.
         base_parameters: of the backbone without its original classifier.
         reads_text: whether samples are token ids, and answers next-token logits.
@@ -55,7 +58,8 @@ class TaskNetwork(nn.Module):
         self.active = 0
         self.inferred: Tensor | None = None
         self.mixes_tasks = False
-        self.changes = 0
+        self.changes = self.phase = 0
+        self.moved: frozenset[str] = frozenset()
         self.probed: int | None = None
         self.moving = (False, False)
         self.extra = nn.ModuleDict()
@@ -87,18 +91,26 @@ class TaskNetwork(nn.Module):
             self.adapter.begin_task(tasks)
         self.begun |= set(tasks)
         self.learning = tasks[0]
+        self.phase += 1
 
     def end_task(self) -> None:
         """Closes what was trained."""
+        self._count_changes()
         if self.adapter is not None:
             self.adapter.end_task()
         self.learning, self.moving = None, (False, False)
+        self.phase += 1
 
     def activate(self, task: int) -> None:
         """Switches the adapter to one task."""
         self.active = task
         if self.adapter is not None:
             self.adapter.activate(task if task < self.n_tasks else NO_TASK)  # a probe belongs to no set
+
+    def owned(self, task: int) -> Iterator[nn.Module | Tensor]:
+        """Modules and tensors that belong to one task alone: no other task's answers depend on them."""
+        if self.adapter is not None:
+            yield from self.adapter.owned(task)
 
     def stepped(self) -> None:
         """Told after every optimiser step: torch's fused optimisers write weights without raising their version."""
@@ -107,6 +119,31 @@ class TaskNetwork(nn.Module):
     def forget(self) -> None:
         """Drops what was computed from weights that have changed without being written, as a truncation does."""
         self.changes += 1
+
+    def _count_changes(self) -> None:
+        """Raises the versions of what a task has moved: neither fused optimisers nor BatchNorm do so themselves."""
+        statistics = [
+            item
+            for name, module in self.backbone.named_modules()
+            if name in self.moved
+            for item in module._buffers.values()
+            if item is not None
+        ]
+        for item in (*statistics, *(parameter for parameter in self.parameters() if parameter.requires_grad)):
+            torch.autograd.graph.increment_version(item)
+
+    def moving_modules(self) -> frozenset[str]:
+        """The modules of the backbone that own an open parameter, or running statistics that follow the data."""
+        training = self.training
+        self.train()
+        found = [
+            name
+            for name, module in self.backbone.named_modules()
+            if any(item is not None and item.requires_grad for item in module._parameters.values())
+            or (isinstance(module, _NormBase) and module.training and module.running_mean is not None)
+        ]
+        self.train(training)
+        return frozenset(found)
 
     def known_tasks(self) -> set[int]:
         """Tasks that training has begun on."""

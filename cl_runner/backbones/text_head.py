@@ -133,7 +133,7 @@ class TextHead(nn.Module):
         halved = device != "meta" and torch.is_autocast_enabled(device)
         key, signature = (self.active if self.follows_task else None, halved), self._signature()
         if key not in self._kept or self._kept[key][0] != signature:
-            with torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad():  # a later step of training may use them
                 self._kept[key] = (signature, self._all_encoded())
         kept = self._kept[key][1]
         return kept if classes is None else kept[classes]

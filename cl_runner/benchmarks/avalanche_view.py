@@ -82,7 +82,15 @@ def sample_ids(dataset: Any) -> Tensor | None:
     attribute = getattr(dataset, SAMPLE_ID, None)
     if attribute is None:
         return None
-    return torch.tensor(list(attribute.data), dtype=torch.int64)
+    return torch.tensor(_items(attribute.data), dtype=torch.int64)
+
+
+def _items(ids: Any) -> list[int]:
+    """The items of a sequence of ids; those of Avalanche's are looked up one by one, and over a range are its indices."""
+    ranges, indices = getattr(ids, "_datasets", ()), getattr(ids, "_indices", None)
+    if indices is not None and len(ranges) == 1 and isinstance(ranges[0], range) and ranges[0][:1] == range(1):
+        return list(indices)
+    return list(ids)
 
 
 class StoredSamples:

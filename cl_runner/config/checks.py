@@ -15,7 +15,8 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from cl_runner.config.components import COMPONENTS
 from cl_runner.config.held_out import holds_out, no_validation
-from cl_runner.config.idle import idle_in_evaluation, idle_keys
+from cl_runner.config.idle import idle_keys
+from cl_runner.config.idle_evaluation import idle_in_evaluation
 from cl_runner.config.objective import check_objective
 from cl_runner.config.options import fits, option, takes
 from cl_runner.config.schema import Placement, Run, Tracking, Trainer

@@ -10,8 +10,9 @@ from omegaconf import OmegaConf
 
 IDLE = (
     "output_root", "quiet", "report", "data_root", "resume", "tracking", "trainer.device", "trainer.threads",
-    "trainer.checkpoint_epochs", "trainer.checkpoint_minutes", "trainer.log_every", "checkpoint",
-    "fail_fast", "objective", "export", "export_adapter", "benchmark.cache", "benchmark.cache_gb",
+    "trainer.checkpoint_epochs", "trainer.checkpoint_minutes", "trainer.log_every", "trainer.profile",
+    "trainer.trace_steps", "trainer.compile", "trainer.prefix_cache", "trainer.cache_gb", "checkpoint",
+    "evaluate_unchanged", "fail_fast", "objective", "export", "export_adapter", "benchmark.cache", "benchmark.cache_gb",
 )  # fmt: skip
 DIGITS = 12
 CONFIGURATION = "the configuration"  # what checkpoints call it

@@ -8,8 +8,8 @@ from omegaconf import DictConfig
 
 from cl_runner.config.adapters import KEEPS_LAST, PLACED_NOWHERE
 from cl_runner.config.held_out import holds_out, one_of_each
+from cl_runner.config.idle_evaluation import WATCHED, Idle, of_evaluation
 
-Idle = tuple[str, bool, str, str]
 TEXT, ANSWER = "text", "answer"
 TEXTS = "cl_runner.benchmarks.text."
 OWN_TEXTS = f"{TEXTS}streams.TextDomains"
@@ -20,6 +20,7 @@ def idle_keys(config: DictConfig) -> list[Idle]:
     groups = (
         _of_adapter,
         _of_training,
+        of_evaluation,
         _of_checkpoints,
         _of_files,
         _of_backbone,
@@ -28,14 +29,6 @@ def idle_keys(config: DictConfig) -> list[Idle]:
         _of_untrained,
     )
     return [item for group in groups for item in group(config)]
-
-
-def idle_in_evaluation() -> list[Idle]:
-    """Keys of training that mode=eval leaves aside; all others are held against the run that is evaluated."""
-    keys = ("trainer.checkpoint_epochs", "trainer.checkpoint_minutes", "trainer.log_every", "on_nan")
-    trains = [(key, True, "mode=eval trains nothing", "drop it") for key in keys]
-    writes = "cl-report export RUN --merged FILE writes the weights of a run"
-    return trains + [(key, True, "mode=eval writes no weights", writes) for key in ("export", "export_adapter")]
 
 
 def _of_adapter(config: DictConfig) -> list[Idle]:
@@ -96,6 +89,7 @@ def _of_training(config: DictConfig) -> list[Idle]:
     return [
         ("export", config.mode == "plan", "mode=plan trains no weights", "drop it"),
         ("export_adapter", config.mode == "plan", "mode=plan trains no weights", "drop it"),
+        *((key, config.mode == "plan", "mode=plan trains nothing", "drop it") for key in WATCHED),
         ("trainer.epochs", trainer.iterations is not None, "trainer.iterations is set", "give one of the two"),
         ("trainer.epochs", trainer.task_epochs is not None, "trainer.task_epochs is set", "give one of the two"),
         (
@@ -305,6 +299,7 @@ def _of_untrained(config: DictConfig) -> list[Idle]:
         "trainer.checkpoint_epochs",
         "trainer.checkpoint_minutes",
         "trainer.log_every",
+        "trainer.trace_steps",
         "on_nan",
         "optimizer",
         "scheduler",

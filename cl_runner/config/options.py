@@ -16,6 +16,7 @@ _PLURALS = {int: "whole numbers", float: "numbers", bool: "true or false", str: 
 # Bounds of keys that nature gives none: far beyond what anyone runs, and where arithmetic on them still holds.
 SEEDS = 2**32 - 1  # what numpy's legacy generator takes
 MOST_EPOCHS, MOST_STEPS, MOST_SAMPLES = 100_000, 10**9, 10**9
+MOST_TRACED = 1000  # steps: some hundreds of operations each, of which a file holds every one
 MOST_CLASSES, MOST_PIXELS, MOST_TOKENS = 1_000_000, 4096, 1_000_000
 MOST_RANKS, MOST_BLOCKS, WIDEST = 65_536, 128, 65_536
 LARGEST = 1e9  # of a weight in a loss

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from cl_runner.config.options import MOST_EPOCHS, MOST_SAMPLES, MOST_STEPS, SEEDS, option
+from cl_runner.config.options import MOST_EPOCHS, MOST_SAMPLES, MOST_STEPS, MOST_TRACED, SEEDS, option
 
 
 @dataclass
@@ -16,11 +16,12 @@ class Trainer:
     task_epochs: list[int] | None = option(None, low=1, high=MOST_EPOCHS)
     iterations: int | None = option(None, low=1, high=MOST_STEPS)
     batch_size: int = option(64, low=1, high=MOST_SAMPLES)
-    eval_batch_size: int = option(512, low=1, high=MOST_SAMPLES)
+    eval_batch_size: int | None = option(None, low=1, high=MOST_SAMPLES)
     device: str = option("auto", choices=("auto", "cpu", "cuda", "mps"))
     threads: int | None = option(None, low=1, high=1024)
     precision: str = option("float32", choices=("float32", "bfloat16"))
     channels_last: bool = False
+    compile: bool | str = option("auto", choices=(True, False, "auto"))
     deterministic: bool = False
     patience: int | None = option(None, low=1, high=MOST_EPOCHS)
     restore_best: bool = True
@@ -30,6 +31,10 @@ class Trainer:
     checkpoint_epochs: int | None = option(None, low=1, high=MOST_EPOCHS)
     checkpoint_minutes: float | None = option(5.0, low=0, high=100_000)
     log_every: int | None = option(None, low=1, high=MOST_STEPS)
+    prefix_cache: bool = True
+    cache_gb: float = option(4.0, above=0, high=100_000)
+    profile: bool = False
+    trace_steps: int | None = option(None, low=1, high=MOST_TRACED)
 
 
 @dataclass
@@ -75,6 +80,7 @@ class Run:
     mode: str = option("train", choices=("train", "plan", "eval"))
     seed: int = option(0, low=0, high=SEEDS)
     evaluate: str = option("full", choices=("full", "seen", "last"))
+    evaluate_unchanged: str = option("measure", choices=("measure", "carry"))
     resume: str | None = option(None, path=True)
     checkpoint: str | None = option(None, path=True)
     on_nan: str = option("stop", choices=("stop", "skip"))

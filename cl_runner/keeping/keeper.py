@@ -18,7 +18,6 @@ from cl_runner.recording.checkpoints import Checkpoint, Checkpoints
 from cl_runner.signals import Stop
 from cl_runner.strategies.courses import courses, take_up_all
 from cl_runner.strategies.memories import CannotBeKept, memories, remember_all
-from cl_runner.training.features import FeatureLoader
 from cl_runner.training.keeper import KeepsNothing
 
 State = dict[str, Any]
@@ -107,8 +106,6 @@ class Keeper(KeepsNothing):
             strategy.clock.train_exp_epochs = earlier
             self._parts.plugin.before_training_epoch(strategy)
         strategy.clock.train_exp_epochs = epoch  # which the plugins of this epoch go by
-        if epoch and isinstance(strategy.dataloader, FeatureLoader):
-            strategy.dataloader.compute()
         if not self._pending["step"]:
             self._continue()
         return epoch
@@ -170,14 +167,14 @@ class Keeper(KeepsNothing):
         minutes = self._interval.minutes
         due = minutes is not None and time.monotonic() - self._written >= 60 * minutes
         if due or self.stop.requested is not None:
-            self._keep_step(strategy.clock.train_exp_epochs, self.step)
+            self.keep_step(strategy.clock.train_exp_epochs, self.step)
             self.stop.end_if_requested()
 
     def epoch_ended(self, strategy: Any) -> None:
         """Keeps the run where so many epochs have passed, or where it is to end."""
         epoch, every = strategy.clock.train_exp_epochs, self._interval.epochs
         if (every is not None and epoch % every == 0) or self.stop.requested is not None:
-            self._keep_step(epoch, 0)
+            self.keep_step(epoch, 0)
             self.stop.end_if_requested()
 
     def run_begins(self) -> None:
@@ -219,7 +216,8 @@ class Keeper(KeepsNothing):
         where = f"after task {self._count(done)}" if done else "before the first task"
         self._base = self._write(where, state, Packer(self._initial), base=None)
 
-    def _keep_step(self, epoch: int, step: int) -> None:
+    def keep_step(self, epoch: int, step: int) -> None:
+        """Keeps the run within a task, after an epoch or, where ``step`` is not 0, after a step of the next one."""
         parts, strategy = self._parts, self._parts.strategy
         if self._base is None:
             return

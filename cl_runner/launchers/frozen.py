@@ -54,6 +54,51 @@ def thaw(master: DictConfig, text: str) -> DictConfig:
     return config
 
 
+class ReadOnce:
+    """What Hydra composes from, each file read and parsed once: for every cell of a sweep it starts from the files.
+
+    Args:
+        repository: Hydra's; its files stay as they were when they were first asked for.
+        answers: what was asked for before.
+    """
+
+    def __init__(self, repository: Any, answers: dict[tuple[str, str], Any] | None = None) -> None:
+        self._repository = repository
+        self._answers: dict[tuple[str, str], Any] = {} if answers is None else answers
+
+    def load_config(self, config_path: str) -> Any:
+        """Returns a file's content; a copy, for composing changes it."""
+        return copy.deepcopy(self._asked("load_config", config_path))
+
+    def group_exists(self, config_path: str) -> bool:
+        """Whether there is such a group."""
+        return bool(self._asked("group_exists", config_path))
+
+    def config_exists(self, config_path: str) -> bool:
+        """Whether there is such a file."""
+        return bool(self._asked("config_exists", config_path))
+
+    def initialize_sources(self, config_search_path: Any) -> None:
+        """Looks in other places from now on (`hydra.searchpath`), where everything may be another."""
+        self._repository, self._answers = copy.deepcopy(self._repository), {}
+        self._repository.initialize_sources(config_search_path)
+
+    def _asked(self, question: str, config_path: str) -> Any:
+        key = (question, config_path)
+        if key not in self._answers:
+            self._answers[key] = getattr(self._repository, question)(config_path)
+        return self._answers[key]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._repository, name)
+
+    def __deepcopy__(self, memo: Any) -> ReadOnce:  # Hydra copies what it composes from for every cell
+        return ReadOnce(self._repository, self._answers)
+
+    def __reduce__(self) -> Any:
+        return ReadOnce, (self._repository,)
+
+
 class OnceLoader:
     """Composes as another loader does, but a cell once: Hydra's sweeper composes each one to see that it can be done.
 
@@ -63,6 +108,8 @@ class OnceLoader:
 
     def __init__(self, loader: ConfigLoader) -> None:
         self._loader = loader
+        if hasattr(loader, "repository"):
+            loader.repository = ReadOnce(loader.repository)
         self._kept: dict[tuple[str, ...], DictConfig] = {}
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:

@@ -85,6 +85,11 @@ class Images(Modality):
         head = network.head
         return AccuracyMeter(excluded(stream), head.aliases if isinstance(head, TextHead) else None)
 
+    def answer_one(self, stream: TaskStream, network: TaskNetwork) -> None:
+        """The features of an image, and the classes where they come of a classifier."""
+        assert isinstance(network, Network)
+        network.features(torch.zeros(1, *stream.image_shape, device=network.anchor.device))
+
     def forward_flops(self, network: TaskNetwork, stream: TaskStream) -> int | None:
         """Of one image; routing by task costs no arithmetic."""
         return forward_flops(network.backbone, torch.zeros(1, *stream.image_shape))

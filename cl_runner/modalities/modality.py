@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from cl_runner.training.meter import Meter
 
 
+ON_CPU = 512  # samples evaluated at once where caches and not the memory decide
+
+
 class Modality(ABC):
     """One run's samples, from the files to the figures.
 
@@ -78,8 +81,20 @@ class Modality(ABC):
         """What measures a task."""
 
     def eval_batch_size(self, stream: TaskStream, network: TaskNetwork) -> int:
-        """Samples evaluated at once."""
-        return int(self.config.trainer.eval_batch_size)
+        """Samples evaluated at once: as many as asked for, or as suit the device that the network is on."""
+        wanted = self.config.trainer.eval_batch_size
+        if wanted is not None:
+            return int(wanted)
+        device = network.anchor.device
+        if device.type != "cuda":
+            return ON_CPU
+        from cl_runner.training.fitting import activation_bytes, fitting, memory_of
+
+        return fitting(memory_of(device), activation_bytes(network, lambda: self.answer_one(stream, network)))
+
+    @abstractmethod
+    def answer_one(self, stream: TaskStream, network: TaskNetwork) -> None:
+        """Has the network answer to one sample, whatever it holds, on its own device."""
 
     @abstractmethod
     def forward_flops(self, network: TaskNetwork, stream: TaskStream) -> int | None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 
 from cl_runner import scores
 from cl_runner.adapters.adapter import Adapter
@@ -133,11 +133,18 @@ class Texts(Modality):
         longest = cast(LanguageStream, stream).length * vocabulary_of(network.backbone) * 4
         return max(1, min(super().eval_batch_size(stream, network), LOGIT_BYTES // longest))
 
+    def answer_one(self, stream: TaskStream, network: TaskNetwork) -> None:
+        """The logits of the longest sequence, every position counting."""
+        network(self._longest(stream).to(network.anchor.device))
+
     def forward_flops(self, network: TaskNetwork, stream: TaskStream) -> int | None:
         """Of one sequence of the longest length, every position counting."""
+        return forward_flops(network, self._longest(stream))
+
+    def _longest(self, stream: TaskStream) -> Tensor:
         x = torch.zeros(1, 2, cast(LanguageStream, stream).length, dtype=torch.long)
         x[:, COUNTED] = 1
-        return forward_flops(network, x)
+        return x
 
     def measure(self, stream: TaskStream) -> str:
         """Token accuracy, or a score where some task has its own."""

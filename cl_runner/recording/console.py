@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cl_runner.metrics.cost import format_seconds
+from cl_runner.recording.account_view import account_table
 from cl_runner.recording.closing_view import Closing, Probed, number, percent
 from cl_runner.recording.matrix_view import MatrixView, probe_line, shortened
 from cl_runner.recording.plan_view import plan_tables
@@ -196,6 +197,10 @@ class Console:
             return
         self._out.print(closing.table(title))
         self._print(Text.assemble(("run folder: ", "bold"), str(folder)))
+
+    def account(self, account: Mapping[str, Any]) -> None:
+        """Shows where the time went, below everything else."""
+        self._out.print(account_table(account))
 
     def plan(
         self,

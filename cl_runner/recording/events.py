@@ -195,8 +195,9 @@ class Trackers:
                 self._warn(f"tracking stopped, {type(tracker).__name__} failed: {error}")
 
     def close(self) -> None:
-        """Says that no further event comes."""
-        for tracker in self._trackers:
+        """Says that no further event comes, once."""
+        told, self._trackers = self._trackers, []
+        for tracker in told:
             try:
                 tracker.close()
             except Exception as error:

@@ -12,13 +12,13 @@ import numpy as np
 
 from cl_runner.errors import RequestError
 from cl_runner.recording.console import Console
+from cl_runner.recording.evaluations import EvaluationRecords
 from cl_runner.recording.events import EventLog, Tracker, Trackers
-from cl_runner.recording.losses import Figures
 from cl_runner.recording.measured import Measured
 from cl_runner.recording.run_folder import RunFolder
 
 
-class Recorder:
+class Recorder(EvaluationRecords):
     """Records a run: told, never asks. Tasks count from 1, "after task 0" is before any training.
 
     Every call is an event in ``events.jsonl``; the tables are rewritten whenever they grow, so that a run
@@ -30,6 +30,10 @@ class Recorder:
         console: the terminal view.
         trackers: called with every event; one that raises is dropped with a warning.
         report: draws the report into the folder once the summary is there; where it raises, there is a warning.
+
+    Attributes:
+        account: where the time went, asked when the run ends; None where nobody counts.
+        closing_notes: lines that the terminal shows last.
     """
 
     def __init__(
@@ -47,6 +51,8 @@ class Recorder:
         self._trackers = Trackers(trackers, console.warning)
         self._report = report
         self._found = Measured()
+        self.account: Callable[[], Mapping[str, Any] | None] = lambda: None
+        self.closing_notes: list[str] = []
 
     def run_started(
         self,
@@ -153,76 +159,6 @@ class Recorder:
         self.folder.write_layers(self._found.layers)
         self._console.task_finished()
 
-    def evaluated(
-        self, after_task: int, accuracies: Sequence[float | None], figures: Sequence[Figures | None] | None = None
-    ) -> None:
-        """Records the accuracies in [0, 1] on all T tasks after ``after_task``; NaN or None where not evaluated.
-
-        Of texts they are the scores, and ``figures`` what is known of each task besides: loss, perplexity, ...
-        """
-        row = self._found.put_row(after_task, accuracies)
-        measured = self._found.losses.add(after_task, row, figures)
-        for task, accuracy in enumerate(row, start=1):
-            if accuracy == accuracy or task in measured:  # not NaN
-                self.log("evaluated", after_task=after_task, task=task, accuracy=accuracy, **measured.get(task, {}))
-        self.folder.write_matrix(self._found.initial.tolist(), self._found.matrix.tolist(), self._found.tasks)
-        if measured:
-            self.folder.write_losses(self._found.losses.rows())
-        self._console.evaluation(after_task, row, self._found.losses.row(after_task) if measured else None)
-
-    def probed(self, after_task: int, accuracies: Mapping[str, float | None]) -> None:
-        """Records the accuracies in [0, 1] by probe domain after ``after_task``; NaN or None where not evaluated.
-
-        From those before any training and after the last task comes the summary's ``retention``.
-        """
-        for domain, accuracy in self._found.probes.add(after_task, accuracies).items():
-            self.log("probed", after_task=after_task, domain=domain, accuracy=accuracy)
-        if self._found.probes.domains:
-            self.folder.write_probes(self._found.probes.rows(), self._found.probes.domains)
-            before = self._found.probes.mean(0) if after_task else None
-            self._console.probes(self._found.probes.mean(after_task), before)
-
-    def classes_evaluated(
-        self, after_task: int, by_task: Mapping[int, Mapping[int, float]], names: Mapping[int, str]
-    ) -> None:
-        """Records accuracies in [0, 1] by task (from 0) and class id; ``names`` holds the names of the classes."""
-        for task, accuracies in sorted(by_task.items()):
-            shown = {"class_ids": list(accuracies), "accuracies": list(accuracies.values())}
-            self.log("classes_evaluated", after_task=after_task, task=task + 1, **shown)
-            self._found.add_classes(after_task, task + 1, accuracies, names)
-        if by_task:
-            self.folder.write_classes(self._found.classes)
-
-    def tasks_inferred(self, after_task: int, shares: Sequence[float | None]) -> None:
-        """Records the shares in [0, 1] of each task's samples whose task was recognised without a label.
-
-        Their mean over all tasks after the last one is the summary's ``task_inference_accuracy``.
-        """
-        for task, share in enumerate(shares, start=1):
-            if share is not None and share == share:  # not NaN
-                self.log("task_inferred", after_task=after_task, task=task, accuracy=share)
-        self._found.add_inferred(after_task, shares)
-
-    def evaluated_at_rank(
-        self,
-        rank: int,
-        accuracies: Sequence[float | None],
-        *,
-        after_task: int | None = None,
-        losses: Sequence[float | None] | None = None,
-    ) -> None:
-        """Records accuracies in [0, 1] and losses (nats a token) on all T tasks, the network truncated to ``rank``.
-
-        NaN or None where not evaluated. It was trained on ``after_task`` tasks; None: on all.
-        """
-        when = {} if after_task is None else {"after_task": after_task}
-        for task, accuracy in enumerate(accuracies, start=1):
-            loss = {} if losses is None else {"loss": losses[task - 1]}
-            row = {"rank": rank, **when, "task": task, "accuracy": accuracy, **loss}
-            self.log("evaluated_at_rank", **row)
-            self._found.ranks.append({"after_task": len(self._found.tasks), **row})
-        self.folder.write_rank_curve(self._found.ranks)
-
     def warning(self, text: str) -> None:
         """Records a warning and shows it on standard error."""
         self.log("warning", text=text)
@@ -271,8 +207,15 @@ class Recorder:
         if skipped := summary_fields.get("skipped_steps"):
             self.warning(f"{skipped:,} training steps were skipped: their losses were no finite numbers")
         summary = self._end(status, summary_fields)
-        self._draw_report()
+        self.draw_report()
         self._console.closing(summary, self._found.parameters, self.folder.path, self._found.probes.before_and_after())
+        self._trackers.close()  # whatever that takes belongs to the account
+        account = self.account()
+        if account is not None:
+            self._events.write("time_account", **account)
+            self._console.account(account)
+        for text in self.closing_notes:
+            self._console.note(text)
         self._close()
         self.folder.mark_done()
         return summary
@@ -289,7 +232,7 @@ class Recorder:
         try:
             self.log("error", status=status, error=reason, traceback="".join(traceback.format_exception(error)))
             self._end(status, {**(summary_fields or {}), "error": reason})
-            self._draw_report()
+            self.draw_report()
         except RequestError as second:  # most likely the disk is full, which may be why the run failed
             if not isinstance(error, RequestError):
                 self._console.warning(second.message)
@@ -302,7 +245,7 @@ class Recorder:
         self.log("run_ended", **summary)
         return summary
 
-    def _draw_report(self) -> None:
+    def draw_report(self) -> None:
         """Draws what was measured; a picture that cannot be drawn must not cost the run."""
         if self._report is None or np.isnan(self._found.matrix).all():
             return

@@ -62,10 +62,20 @@ def save(figure: Any, path: Path, dpi: int = 150) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         form = path.suffix.lower().removeprefix(".")
         dateless = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(form)
+        if form == "png":
+            _lay_out(figure, dpi)
         figure.savefig(path, dpi=dpi, format=form, metadata=dateless)
-        figure.set_layout_engine("none")  # what comes next keeps this layout, the better half of the work
+        figure.set_layout_engine(None)  # what comes next keeps this layout, the better half of the work
     except OSError as error:
         raise RequestError(f"cannot write {path}: {(error.strerror or str(error)).lower()}") from error
+
+
+def _lay_out(figure: Any, dpi: int) -> None:
+    """Settles the layout once, as saving would: there, a whole pass over the picture comes before the one that draws."""
+    drawn_at, figure.dpi = figure.dpi, dpi
+    figure.get_layout_engine().execute(figure)
+    figure.set_layout_engine(None)
+    figure.dpi = drawn_at
 
 
 def as_svg(figure: Any) -> str:

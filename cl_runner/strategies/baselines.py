@@ -11,6 +11,8 @@ EVERY_TASK = "a batch holds samples of every task"
 class Naive(Strategy):
     """Fine-tuning on each task in turn, with nothing against forgetting but the adapter."""
 
+    reuses_prefix = True
+
 
 class Cumulative(Strategy):
     """At task t, training on the data of tasks 1 .. t."""

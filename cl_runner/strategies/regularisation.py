@@ -20,6 +20,7 @@ class EWC(Strategy):
 
     protects = True
     protects_weights = True
+    reuses_prefix = True
 
     def __init__(self, *, ewc_lambda: float = 100.0, variant: str = "separate", decay_factor: float = 0.9) -> None:
         self.ewc_lambda, self.variant, self.decay_factor = ewc_lambda, variant, decay_factor
@@ -76,6 +77,7 @@ class SI(Strategy):
 
     protects = True
     protects_weights = True
+    reuses_prefix = True
 
     def __init__(self, *, si_lambda: float = 1.0, eps: float = 1e-3) -> None:
         self.si_lambda, self.eps = si_lambda, eps

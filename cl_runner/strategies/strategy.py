@@ -36,6 +36,7 @@ class Workshop:
         reset_optimizer: whether every task starts with a fresh optimiser state.
         criterion: the loss of (logits, labels).
         lane: makes the loaders; None while the request is only being checked.
+        cache_bytes: what kept features may take on the device; 0: none are kept.
     """
 
     network: TaskNetwork
@@ -50,6 +51,7 @@ class Workshop:
     reset_optimizer: bool
     criterion: nn.Module = field(default_factory=nn.CrossEntropyLoss)
     lane: Lane | None = None
+    cache_bytes: int = 0
 
     @property
     def classifier(self) -> Network:
@@ -84,6 +86,8 @@ class Strategy:
         needs_classes: works on class scores, class features or prompts, which a language model does not have.
         protects: keeps what earlier tasks learned from changing, or trains on their data again.
         protects_weights: does so by remembering values of weights.
+        reuses_prefix: takes a batch to the network and nowhere else, so that it may hold what a frozen prefix gave for
+            the images in their place.
     """
 
     template: str = "LaneStrategy"
@@ -98,6 +102,7 @@ class Strategy:
     needs_classes: bool = False
     protects_weights: bool = False
     protects: bool = False
+    reuses_prefix: bool = False
 
     def check(self, adapter: Adapter, workshop: Workshop) -> None:
         """Raises RequestError where this strategy cannot work with the adapter, and says why."""
@@ -113,8 +118,10 @@ class Strategy:
     def build(self, workshop: Workshop, watchers: Sequence[Any], evaluator: Any) -> Any:
         """The Avalanche strategy: the method's plugins first, then those that watch and drive the adapter."""
         from cl_runner.training.features import FeatureBank  # with the lane comes Avalanche
+        from cl_runner.training.meter import NoMetrics
 
         assert workshop.lane is not None
+        cuts = self.reuses_prefix and isinstance(evaluator, NoMetrics)  # a metric may look at the images
         everything = list(workshop.network.parameters())
         # Avalanche wants an optimiser now; over a frozen base nothing is open yet, and the first task makes its own.
         parameters = [item for item in everything if item.requires_grad] or everything
@@ -132,6 +139,6 @@ class Strategy:
             optimizer_factory=workshop.optimizer_factory,
             iterations=workshop.iterations,
             reset_optimizer=workshop.reset_optimizer,
-            bank=FeatureBank.of(workshop.network, workshop.lane),
+            bank=FeatureBank.of(workshop.network, workshop.lane, workshop.cache_bytes, cuts=cuts),
         )
         return strategy

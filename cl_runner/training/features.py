@@ -1,112 +1,150 @@
-"""Image features that are computed once, for as long as nothing changes the tower that they come from."""
+"""What the part of a network that stands still gives, computed once and read in the place of images."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
-import torch
 from torch import Tensor
 
 from cl_runner.backbones.clip import CLIPClassifier
 from cl_runner.backbones.network import Network
+from cl_runner.backbones.prefix import Cut
 from cl_runner.backbones.routing import TaskNetwork
-from cl_runner.training.lane import Batch, Lane, ShuffledBatches
+from cl_runner.training.kept import Batches, FeatureLoader, Kept, Table
+from cl_runner.training.lane import Lane, LaneLoader, ShuffledBatches
+from cl_runner.training.prefix import PROBE, find_cut
+
+TRAINING, VALIDATION, TESTS = "training", "validation", "tests"  # what features are kept for
+
+
+class Tower(Cut):
+    """The vision tower of CLIP as a prefix: its networks know features from images by themselves."""
+
+    def __init__(self, network: Network) -> None:
+        self.network, self.name, self.key = network, "visual", ("visual", ())
+
+    def run(self, x: Tensor) -> Tensor:
+        """Image features (B, d), float32."""
+        assert isinstance(self.network, Network)
+        return self.network.features(x)
+
+    def mark(self, values: Tensor) -> Tensor:
+        """Features as they are."""
+        return values
+
+    def tensors(self) -> list[Tensor]:
+        """Those of the tower."""
+        assert isinstance(self.network.backbone, CLIPClassifier)
+        return self.network.backbone.vision_parameters()
+
+    def is_still(self) -> bool:
+        """Whether nothing in the tower is open."""
+        assert isinstance(self.network.backbone, CLIPClassifier)
+        return not any(item.requires_grad for item in self.network.backbone.visual.parameters())
 
 
 class FeatureBank:
-    """The image features of a CLIP network, by sample, in the place of images.
+    """The output of a network's frozen prefix, by sample, in the place of images.
 
-    Test images are the same after every task: where the vision tower has not changed since (zero-shot, regression on
-    frozen features, adapters on the text tower), their features are the same too. The tower is watched through the
-    version counters of its tensors, so that any change at all empties the bank. Where images are not augmented and
-    nothing in the tower trains, training too reads features instead of images.
+    In a task the prefix is everything before the deepest cut that `find_cut` accepts; of a prompted network without
+    sets per task it is the vision tower. Where images are not augmented and a task goes over its data more than once,
+    training reads features; validation reads them wherever there is a prefix; test images, which are the same after
+    every task, where the prefix is the same for every task. Tensors are watched through their versions, so that
+    features of a prefix that has changed are dropped.
 
-    Features are those that the network would compute, so that results do not change. N samples of d numbers take
-    4 N d bytes on the device.
+    What is kept takes at most ``limit`` bytes on the device, training first; what does not fit is computed each time.
+    Features of training samples are computed in batches of the training's size, so that results are bit for bit those
+    of training on images wherever the kernels' results do not depend on which samples share a batch; those of a last,
+    smaller batch may differ in their last bits.
+
+    Args:
+        network: of images.
+        lane: serves them.
+        limit: bytes.
+        cuts: whether to look for a cut; else only CLIP's vision tower counts.
+
+    Attributes:
+        computed: samples that went through the prefix alone, to be kept.
     """
 
-    def __init__(self, network: Network, lane: Lane) -> None:
-        assert isinstance(network.backbone, CLIPClassifier)
-        self.network, self.backbone, self.lane = network, network.backbone, lane
-        self._signature: tuple[Any, ...] | None = None
-        self._table: Tensor | None = None
-        self._known = torch.zeros(len(lane.store), dtype=torch.bool)
+    def __init__(self, network: Network, lane: Lane, limit: int, *, cuts: bool) -> None:
+        self.network, self.lane, self.limit, self.cuts = network, lane, limit, cuts
+        self.tower = Tower(network) if network.prompted and not network.per_task else None
         self.computed = 0
+        self._kept: dict[str, Kept] = {}
+        self._found: dict[str, tuple[int, Cut | None]] = {}
 
     @staticmethod
-    def of(network: TaskNetwork, lane: Lane) -> FeatureBank | None:
-        """A bank, where images have one feature vector whatever their task."""
-        if not isinstance(network, Network) or not network.prompted or network.per_task:
+    def of(network: TaskNetwork, lane: Lane, limit: int, *, cuts: bool) -> FeatureBank | None:
+        """A bank, where there may be something to keep."""
+        if not isinstance(network, Network) or not limit:
             return None
-        return FeatureBank(network, lane)
+        tower = network.prompted and not network.per_task
+        return FeatureBank(network, lane, limit, cuts=cuts) if cuts or tower else None
 
-    def evaluation(self, ids: Tensor, batch_size: int) -> FeatureLoader:
-        """Batches of features in order."""
-        return FeatureLoader(self, list(ids.split(batch_size)), batch_size)
+    @property
+    def nbytes(self) -> int:
+        """What is kept at present, in bytes."""
+        return sum(item.nbytes for item in self._kept.values())
 
-    def training(self, ids: Tensor, batch_size: int, iterations: int | None = None) -> FeatureLoader | None:
-        """Shuffled batches of features; None where the images themselves are needed."""
-        if self.lane.augmentation.active or any(item.requires_grad for item in self.backbone.visual.parameters()):
+    def training(
+        self, ids: Tensor, batch_size: int, iterations: int | None = None, epochs: int = 1
+    ) -> FeatureLoader | None:
+        """Shuffled batches of features; None where the images themselves are needed, or each is seen only once."""
+        self._end_of_training()
+        seen = epochs * len(ids) if iterations is None else iterations * batch_size
+        if self.lane.augmentation.active or seen <= len(ids):
             return None
-        batches = ShuffledBatches(ids, batch_size, self.lane.augmentation.generator)
-        self._known[ids] = False  # a batch of another size may give other last bits: all are of this task's batches
-        return FeatureLoader(self, batches, batch_size, iterations)
+        cut = self._training_cut(ids)
+        kept = None if cut is None else Table(self, cut, ids, batch_size)
+        if kept is None or not kept.capacity:
+            return None
+        self._kept[TRAINING] = kept
+        return FeatureLoader(self.lane, ShuffledBatches(ids, batch_size, self.lane.generator), kept, iterations)
 
-    def features(self, ids: Tensor, batch_size: int) -> Tensor:
-        """The features (n, d) of samples, computing those that are not known."""
-        self._refresh()
-        missing = ids[~self._known[ids]]
-        if len(missing):
-            training = self.network.training
-            self.network.eval()
-            with torch.no_grad():
-                for images, _, _ in self.lane.evaluation(missing, batch_size):
-                    self._keep(missing[: len(images)], self.network.features(images))
-                    missing = missing[len(images) :]
-            self.network.train(training)
-        assert self._table is not None
-        return self._table[ids.to(self._table.device)]
+    def evaluation(self, ids: Tensor, batch_size: int) -> LaneLoader:
+        """Batches in order: of features where they can be kept, else of images."""
+        what = TESTS if self.network.learning is None else VALIDATION
+        if what == TESTS:
+            self._end_of_training()
+        cut = self.tower if self.tower is not None else self._evaluation_cut(what, ids)
+        if cut is None:
+            return self.lane.evaluation(ids, batch_size)
+        kept = self._kept.get(what)
+        if not isinstance(kept, Batches) or kept.cut.key != cut.key:
+            kept = self._kept[what] = Batches(self, cut)
+        return FeatureLoader(self.lane, list(ids.split(batch_size)), kept)
 
-    def _keep(self, ids: Tensor, features: Tensor) -> None:
-        if self._table is None:
-            self._table = features.new_empty(len(self._known), features.shape[1])
-        self._table[ids.to(self._table.device)] = features
-        self._known[ids] = True
-        self.computed += len(ids)
+    def _end_of_training(self) -> None:
+        """What is kept for a task is of no use after it."""
+        self._kept.pop(TRAINING, None)
+        self._kept.pop(VALIDATION, None)
 
-    def _refresh(self) -> None:
-        """Empties the bank where some tensor of the vision tower has been written since."""
-        state = tuple((id(item), item._version) for item in self.backbone.vision_parameters())
-        signature = (self.network.changes, *state)
-        if signature != self._signature:
-            self._signature = signature
-            self._known.zero_()
+    @property
+    def room(self) -> int:
+        """Bytes that are free."""
+        return self.limit - self.nbytes
 
+    def make_room(self, size: int) -> int:
+        """Bytes that training may take of the ``size`` it wants: test features give way."""
+        if size > self.room:
+            self._kept.pop(TESTS, None)
+        return self.room
 
-class FeatureLoader:
-    """A loader over batches of ids that gives features where a lane's gives images."""
+    def images(self, ids: Tensor) -> Tensor:
+        """Images of samples as the network sees them, not augmented."""
+        return next(iter(self.lane.evaluation(ids, len(ids))))[0]
 
-    def __init__(self, bank: FeatureBank, batches: Any, batch_size: int, iterations: int | None = None) -> None:
-        self.bank, self.batches, self.batch_size, self.iterations = bank, batches, batch_size, iterations
+    def _training_cut(self, ids: Tensor) -> Cut | None:
+        if self.tower is not None and self.tower.is_still():
+            return self.tower
+        if not self.cuts:
+            return None
+        return find_cut(self.network, self.images(ids[:PROBE]), learning=True)
 
-    def __len__(self) -> int:
-        return self.iterations if self.iterations is not None else len(self.batches)
-
-    def compute(self) -> None:
-        """Computes the features of an epoch, in the batches that its first one has from here."""
-        for ids in self.batches:
-            self.bank.features(ids, self.batch_size)
-
-    def __iter__(self) -> Iterator[Batch]:
-        store, done = self.bank.lane.store, 0
-        while True:
-            for ids in self.batches:
-                if self.iterations is not None and done == self.iterations:
-                    return
-                features = self.bank.features(ids, self.batch_size)
-                labels = store.labels.index_select(0, ids.to(store.device, non_blocking=True))
-                yield [features, labels, store.tasks.index_select(0, ids)]
-                done += 1
-            if self.iterations is None:
-                return
+    def _evaluation_cut(self, what: str, ids: Tensor) -> Cut | None:
+        """Where to cut, found once a phase: before the first task nothing says yet what will move."""
+        phase = self.network.phase
+        found, cut = self._found.get(what, (0, None))
+        if self.cuts and phase != found:
+            cut = find_cut(self.network, self.images(ids[:PROBE]), learning=False)
+            self._found[what] = (phase, cut)
+        return cut

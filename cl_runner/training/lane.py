@@ -91,7 +91,7 @@ class Lane:
         if images.device != store.device:
             images = images.pin_memory().to(store.device, non_blocking=True)
         labels = store.labels.index_select(0, ids.to(store.device, non_blocking=True))
-        tasks = store.tasks.index_select(0, ids)
+        tasks = of_one(store.tasks.index_select(0, ids))
         start = 0
         for batch in batches:
             end = start + len(batch)
@@ -105,6 +105,13 @@ class Lane:
         return x_NCHW.contiguous(memory_format=torch.channels_last) if self.channels_last else x_NCHW
 
 
+def of_one(tasks: Tensor) -> Tensor:
+    """The task labels (n,) of a batch; where they are all the same one number, seen n times: a stride of 0 says so."""
+    if len(tasks) and bool((tasks == tasks[0]).all()):
+        return tasks[:1].expand(len(tasks))
+    return tasks
+
+
 class LaneLoader:
     """A loader over batches of ids, with the length Avalanche's loaders have."""
 
@@ -115,11 +122,14 @@ class LaneLoader:
         return self.iterations if self.iterations is not None else len(self.batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        batches: Iterable[Tensor] = self.batches
-        if self.iterations is not None:
-            endless = itertools.chain.from_iterable(itertools.repeat(self.batches))
-            batches = itertools.islice(endless, self.iterations)
-        return self.lane.chunks(batches, self.augmented)
+        return self.lane.chunks(self.ids(), self.augmented)
+
+    def ids(self) -> Iterable[Tensor]:
+        """The ids of the batches to come; endless epochs cut at ``iterations`` where given."""
+        if self.iterations is None:
+            return self.batches  # type: ignore[no-any-return]
+        endless = itertools.chain.from_iterable(itertools.repeat(self.batches))
+        return itertools.islice(endless, self.iterations)
 
 
 class ShuffledBatches:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,10 +29,24 @@ class Meter(SupervisedPlugin):
         self.by_class: dict[int, dict[int, float]] = {}
         self.figures: dict[int, dict[str, Any]] = {}
 
+    @property
+    def _tables(self) -> tuple[dict[int, Any], ...]:
+        return self.accuracies, self.recognised, self.by_class, self.figures
+
     def clear(self) -> None:
         """Forgets what was measured."""
-        for found in (self.accuracies, self.recognised, self.by_class, self.figures):
+        for found in self._tables:
             found.clear()
+
+    def reading(self, task: int) -> list[Any]:
+        """Everything that was measured of a task."""
+        return [copy.copy(table.get(task)) for table in self._tables]
+
+    def put(self, task: int, reading: Sequence[Any]) -> None:
+        """Takes what `reading` gave for what was measured of the task."""
+        for table, value in zip(self._tables, reading, strict=True):
+            if value is not None:
+                table[task] = copy.copy(value)
 
 
 class AccuracyMeter(Meter):

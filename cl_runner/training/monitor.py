@@ -150,7 +150,8 @@ class TrainingMonitor(SupervisedPlugin):
         self.images += self.epoch_images
         self.training_seconds += seconds
         self._refuse_divergence("loss", train_loss)
-        loss, accuracy = self._validate(strategy)
+        with strategy.timer.apart("validation"):
+            loss, accuracy = self._validate(strategy)
         self._refuse_divergence("validation loss", loss)
         self.listener.epoch_finished(
             self.task + 1,
@@ -230,7 +231,7 @@ class TrainingMonitor(SupervisedPlugin):
         model.eval()
         totals = torch.zeros(3, dtype=torch.float64, device=strategy.device)
         for part in parts:
-            for x, labels, task_labels in strategy.lane.evaluation(part.ids, strategy.eval_mb_size):
+            for x, labels, task_labels in strategy.unaugmented(part.ids):
                 totals += self.totals(model(x, task_labels), labels)
         model.train()
         loss, accuracy = (totals[:2] / totals[2]).tolist()

@@ -43,19 +43,25 @@ class AdapterPlugin(SupervisedPlugin):
 
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Lets the adapter act before the forward pass."""
+        strategy.timer.mark("hooks")
         self.network.adapter.before_step(self.step / self.steps)
+        strategy.timer.mark("adapter")
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
         """Adds the adapter's penalty."""
+        strategy.timer.mark("hooks")
         penalty = self.network.adapter.penalty()
         if penalty is not None:
-            strategy.loss += penalty
+            strategy.loss = strategy.loss + penalty
+        strategy.timer.mark("adapter")
 
     def after_update(self, strategy: Any, **kwargs: Any) -> None:
         """Lets the adapter act after the optimiser."""
+        strategy.timer.mark("hooks")
         self.step += 1
         self.network.stepped()
         self.network.adapter.after_step(self.step / self.steps)
+        strategy.timer.mark("adapter")
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Closes the task; where tasks are told apart by class means, they are taken now that it is learned."""

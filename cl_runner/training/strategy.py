@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from avalanche.models import MultiTaskModule
+from torch import Tensor, nn
 
 from cl_runner.benchmarks.avalanche_view import sample_ids
-from cl_runner.training.features import FeatureBank, FeatureLoader
+from cl_runner.training.evaluating import EvaluationMixin
+from cl_runner.training.events import Events
+from cl_runner.training.features import FeatureBank
 from cl_runner.training.guard import Guard
 from cl_runner.training.keeper import KeepsNothing
-from cl_runner.training.lane import Lane
+from cl_runner.training.lane import Lane, LaneLoader
 from cl_runner.training.optimizers import OptimizerFactory
+from cl_runner.training.step import Step
+from cl_runner.training.timing import NoTimer
 
 
-class LaneMixin:
+class LaneMixin(EvaluationMixin):
     """Replaces how an Avalanche strategy gets its batches and its optimiser, and lets its steps be kept and guarded.
 
     `equip` is called once, after Avalanche's own constructor.
@@ -22,6 +27,9 @@ class LaneMixin:
     Attributes:
         keeper: told of every step and epoch; a task that was interrupted goes on where it says.
         guard: looks at the loss of every step.
+        events: who acts at which of Avalanche's events.
+        step: how a step is made.
+        timer: is told what has just been done.
     """
 
     lane: Lane
@@ -31,6 +39,9 @@ class LaneMixin:
     bank: FeatureBank | None
     keeper: KeepsNothing
     guard: Guard
+    events: Events
+    step: Step
+    timer: NoTimer
 
     def equip(
         self,
@@ -45,6 +56,7 @@ class LaneMixin:
         """Gives the strategy its lane, the bank of features beside it, and its way of making optimisers."""
         self.lane, self.bank = lane, bank
         self.keeper, self.guard = KeepsNothing(), Guard(on_nan)
+        self.events, self.step, self.timer = Events(self), Step(), NoTimer()
         self.optimizer_factory = optimizer_factory
         self.iterations = iterations
         self.reset_optimizer = reset_optimizer
@@ -65,7 +77,8 @@ class LaneMixin:
         ids = sample_ids(dataset)
         if ids is not None and len(dataset.targets_task_labels.uniques) == 1:
             size: int = self.train_mb_size  # type: ignore[attr-defined]
-            ready = self.bank.training(ids, size, self.iterations) if self.bank is not None else None
+            epochs: int = self.train_epochs  # type: ignore[attr-defined]
+            ready = self.bank.training(ids, size, self.iterations, epochs) if self.bank is not None else None
             self.dataloader: Any = self.lane.training(ids, size, self.iterations) if ready is None else ready
         else:
             super().make_train_dataloader(**kwargs)  # type: ignore[misc]
@@ -74,12 +87,15 @@ class LaneMixin:
         """Batches in order, not augmented."""
         ids = sample_ids(self.adapted_dataset)  # type: ignore[attr-defined]
         assert ids is not None, "evaluation data always comes from the store"
-        self.dataloader = (self.bank or self.lane).evaluation(ids, self.eval_mb_size)  # type: ignore[attr-defined]
+        self.dataloader = self.unaugmented(ids)
+
+    def unaugmented(self, ids: Tensor) -> LaneLoader:
+        """Batches of samples in order, as they are evaluated: features where they are kept, else images."""
+        return (self.bank or self.lane).evaluation(ids, self.eval_mb_size)  # type: ignore[attr-defined]
 
     def _before_training_exp(self, **kwargs: Any) -> None:
         super()._before_training_exp(**kwargs)  # type: ignore[misc]
-        if not isinstance(self.dataloader, FeatureLoader):  # a plugin may have put its own here
-            self.dataloader = self.lane.adopt(self.dataloader, self.iterations)
+        self.dataloader = self.lane.adopt(self.dataloader, self.iterations)  # a plugin may have put its own here
 
     def check_model_and_optimizer(self, **kwargs: Any) -> None:
         """Adapts the model, then makes the optimiser over what trains in this task."""
@@ -100,6 +116,11 @@ class LaneMixin:
         if self.reset_optimizer or not same:
             self.optimizer = self.optimizer_factory(trainable)
 
+    def forward(self) -> Any:
+        """The network's answer to the batch, with its task labels where the network takes them."""
+        images, *_, tasks = self.mbatch  # type: ignore[attr-defined]
+        return self.model(images, tasks) if isinstance(self.model, MultiTaskModule) else self.model(images)
+
     def _unpack_minibatch(self) -> None:
         """Nothing to move: batches arrive on the device, task labels stay on the host."""
 
@@ -117,22 +138,17 @@ class LaneMixin:
     def training_epoch(self, **kwargs: Any) -> None:
         """Avalanche's epoch, step by step, with a look at the loss before anything learns from it."""
         strategy: Any = self
+        events, timer, learn = self.events, self.timer, self.step.learn
+        events.refresh()
+        self.step.begin_epoch(self)
+        timer.mark("tasks")
         for strategy.mbatch in self.keeper.batches(self):
             self._unpack_minibatch()
+            timer.mark("data")
             self.guard.before_step(self)
-            strategy._before_training_iteration(**kwargs)
-            strategy.optimizer.zero_grad()
-            strategy.loss = strategy._make_empty_loss()
-            strategy._before_forward(**kwargs)
-            strategy.mb_output = strategy.forward()
-            strategy._after_forward(**kwargs)
-            strategy.loss += strategy.criterion()
-            strategy._before_backward(**kwargs)
-            if self.guard.accepts(self):
-                strategy.backward()
-                strategy._after_backward(**kwargs)
-                strategy._before_update(**kwargs)
-                strategy.optimizer_step()
-                strategy._after_update(**kwargs)
-                strategy._after_training_iteration(**kwargs)
+            events.fire("before_training_iteration", **kwargs)
+            timer.mark("hooks")
+            if learn(self):
+                events.fire("after_training_iteration", **kwargs)
+                timer.mark("monitor")
             self.keeper.stepped(self)

@@ -62,9 +62,10 @@ class TokenMeter(Meter):
         network.begin_evaluation(task)
         predictions: list[str] = []
         for some in ids.split(strategy.eval_mb_size):
-            found = network.generate(
-                store.prompts(some), most=self.answer_length, eos=self.tokenizer.eos, pad=self.tokenizer.pad
-            )
+            with torch.inference_mode():
+                found = network.generate(
+                    store.prompts(some), most=self.answer_length, eos=self.tokenizer.eos, pad=self.tokenizer.pad
+                )
             predictions += [self.tokenizer.decode(answer) for answer in found]
         each = scores.score(metric, predictions=predictions, references=store.answers(ids), sources=store.sources(ids))
         return sum(each) / len(each)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -43,11 +45,8 @@ class Digits(Source):
 
     def load(self, progress: Progress | None = None) -> ImageData:
         """Returns images of shape (N, 8, 8, 1)."""
-        from sklearn.datasets import load_digits
-
-        digits = load_digits()
-        images = np.rint(digits.images * 255 / 16).astype(np.uint8)[..., None]
-        labels = digits.target.astype(np.int64)
+        levels, labels = _bundled()
+        images = np.rint(levels * 255 / 16).astype(np.uint8)[..., None]
         is_test = np.zeros(len(labels), dtype=bool)
         for label in range(10):
             members = np.flatnonzero(labels == label)
@@ -56,3 +55,18 @@ class Digits(Source):
             progress(len(labels), len(labels))
         names = tuple(str(label) for label in range(10))
         return ImageData(images[~is_test], labels[~is_test], images[is_test], labels[is_test], names)
+
+
+def _bundled() -> tuple[np.ndarray, np.ndarray]:
+    """Grey levels (N, 8, 8) and labels (N,), from the file itself: importing scikit-learn for it takes 0.3 s."""
+    found = importlib.util.find_spec("sklearn")
+    places = found.submodule_search_locations if found is not None else None
+    file = Path(places[0], "datasets", "data", "digits.csv.gz") if places else None
+    if file is not None and file.is_file():
+        with gzip.open(file, "rt", encoding="ascii") as text:
+            rows = np.array(text.read().replace("\n", ",").rstrip(",").split(","), dtype=np.float64).reshape(-1, 65)
+        return rows[:, :-1].reshape(-1, 8, 8), rows[:, -1].astype(np.int64)
+    from sklearn.datasets import load_digits  # which knows where another version keeps it
+
+    digits = load_digits()
+    return digits.images, digits.target.astype(np.int64)
