@@ -157,7 +157,7 @@ def _smaller_evaluation(halved: _Halving, *, on_device: bool) -> Way:
     key = "trainer.eval_batch_size"
     if config_value(halved.config, key) is not None:
         return halved(key)
-    return (f"{key}=null", f"{key}=64") if on_device else (f"{key}=512", f"{key}=256")
+    return (f"{key}=null", f"{key}=64") if on_device else (f"{key}=64", f"{key}=32")
 
 
 def _lighter(config: Any, *, on_device: bool) -> list[Way]:

@@ -35,6 +35,7 @@ from cl_runner.training.capture import step_for
 from cl_runner.training.meter import Meter
 from cl_runner.training.monitor import TrainingMonitor
 from cl_runner.training.plugin import AdapterPlugin
+from cl_runner.training.together import in_company
 from cl_runner.training.timing import NoTimer
 from cl_runner.training.unchanged import Unchanged
 from cl_runner.watching import account_for, traced
@@ -128,7 +129,8 @@ class Run:
         interval = Interval(config.trainer.checkpoint_epochs, config.trainer.checkpoint_minutes)
         keeper = strategy.keeper = Keeper(states, checkpoints, interval, stop)
         strategy.guard.on_nan, strategy.guard.told = config.on_nan, monitor.step_skipped
-        strategy.step = step_for(config.trainer.compile, stage.device, recorder.warning)
+        step = step_for(config.trainer.compile, stage.device, recorder.warning)
+        strategy.step = in_company(step, recorder.warning)
         unchanged = Unchanged() if config.evaluate_unchanged == "carry" else None
         return cls(config, stage, recorder, monitor, meter, strategy, scenario, phases, keeper, unchanged)
 

@@ -1,11 +1,14 @@
 """Training throughput of one task: stock Avalanche, a plain PyTorch loop, cl-run, and the computation alone.
 
     python scripts/bench_loop.py [--json FILE] [--images 4096] [--repeats 5] [--threads 2] [--no-augment]
+                                 [--case small | resnet20 | all] [--device cpu]
 
-All four train the same network on the same random 32x32 images with the same batch size, epochs and optimiser.
+All train the same network on the same random 32x32 images with the same batch size, epochs and optimiser.
 `stock_avalanche` and `plain` augment each sample with torchvision's transforms, as their users do; `ours` augments on
-the training lane; `compute_only` runs forward, loss, backward and update on batches made beforehand. The repeats are
-interleaved, so that a machine that slows down slows all four. Printed: median images/s, spread (min to max), ratios.
+the training lane; `compute_only` runs forward, loss, backward and update on batches made beforehand; `augment_only`
+makes the lane's batches, augmented and normalised, and does nothing with them. `ours_fastest` is ours with channels-last
+and bfloat16, on networks of more than two convolutions. The ways take turns within every repeat, so that a machine that
+slows down slows all of them. Printed: median images/s, spread (min to max), ratios within the repeats.
 """
 
 from __future__ import annotations
@@ -43,6 +46,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--no-augment", action="store_true", help="normalise only")
     parser.add_argument("--case", choices=(*CASES, "all"), default="all")
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(options.threads)
@@ -62,13 +66,16 @@ def measure(name: str, case: dict[str, Any], options: argparse.Namespace) -> dic
     images = generator.integers(0, 256, (n_images, 32, 32, 3), dtype=np.uint8)
     labels = generator.integers(0, CLASSES, n_images)
     augment = not options.no_augment
-    ways: dict[str, Callable[[], Callable[[], None]]] = {
-        "stock_avalanche": lambda: stock_avalanche(case, images, labels, augment),
-        "plain": lambda: plain(case, images, labels, augment),
-        "ours": lambda: ours(case, images, labels, augment),
-        "compute_only": lambda: compute_only(case, images, labels),
+    device = torch.device(options.device)
+    runs: dict[str, Callable[[], None]] = {
+        "stock_avalanche": stock_avalanche(case, images, labels, augment, device),
+        "plain": plain(case, images, labels, augment, device),
+        "ours": ours(case, images, labels, augment, device),
+        "compute_only": compute_only(case, images, labels, device),
+        "augment_only": augment_only(case, images, labels, augment, device),
     }
-    runs = {way: make() for way, make in ways.items()}
+    if case["backbone"]:
+        runs["ours_fastest"] = ours(case, images, labels, augment, device, fastest=True)
     for run in runs.values():
         run()  # warm-up
     rates: dict[str, list[float]] = {way: [] for way in runs}
@@ -76,6 +83,8 @@ def measure(name: str, case: dict[str, Any], options: argparse.Namespace) -> dic
         for way, run in runs.items():
             started = time.perf_counter()
             run()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
             rates[way].append(n_images * case["epochs"] / (time.perf_counter() - started))
     result: dict[str, Any] = {way: statistics.median(values) for way, values in rates.items()}
     result["spread"] = {way: [min(values), max(values)] for way, values in rates.items()}
@@ -83,7 +92,13 @@ def measure(name: str, case: dict[str, Any], options: argparse.Namespace) -> dic
         "ours_over_stock_avalanche": _ratio(rates, "ours", "stock_avalanche"),
         "ours_over_plain": _ratio(rates, "ours", "plain"),
         "time_over_compute_only": _ratio(rates, "compute_only", "ours"),
+        "time_over_compute_and_augmentation": statistics.median(
+            (1 / a) / (1 / b + 1 / c)
+            for a, b, c in zip(rates["ours"], rates["compute_only"], rates["augment_only"], strict=True)
+        ),
     }
+    if "ours_fastest" in rates:
+        result["ratios"]["fastest_over_stock_avalanche"] = _ratio(rates, "ours_fastest", "stock_avalanche")
     result["settings"] = {"images": n_images, "batch": case["batch"], "epochs": case["epochs"], "augment": augment}
     report(name, result, options.repeats)
     return result
@@ -94,13 +109,16 @@ def report(name: str, result: dict[str, Any], repeats: int) -> None:
     print(
         f"\n{name}: {settings['images']} images x {settings['epochs']} epochs, batch {settings['batch']}, n = {repeats}"
     )
-    for way in ("stock_avalanche", "plain", "ours", "compute_only"):
+    for way in result["spread"]:
         low, high = result["spread"][way]
         print(f"  {way:16s} {result[way]:10,.0f} images/s   ({low:,.0f} to {high:,.0f})")
     ratios = result["ratios"]
     print(f"  ours / stock Avalanche        {ratios['ours_over_stock_avalanche']:.2f}x faster")
     print(f"  ours / plain loop             {ratios['ours_over_plain']:.2f}x faster")
-    print(f"  ours / compute-only time      {ratios['time_over_compute_only']:.2f}")
+    print(f"  time, ours / compute only     {ratios['time_over_compute_only']:.3f}")
+    print(f"  time, ours / (compute + augmentation) {ratios['time_over_compute_and_augmentation']:.3f}")
+    if "fastest_over_stock_avalanche" in ratios:
+        print(f"  ours, fastest / stock         {ratios['fastest_over_stock_avalanche']:.2f}x faster")
 
 
 def _ratio(rates: dict[str, list[float]], above: str, below: str) -> float:
@@ -149,7 +167,9 @@ def per_sample_dataset(images: np.ndarray, labels: np.ndarray, augment: bool) ->
     return Images()
 
 
-def stock_avalanche(case: dict[str, Any], images: np.ndarray, labels: np.ndarray, augment: bool) -> Callable[[], None]:
+def stock_avalanche(
+    case: dict[str, Any], images: np.ndarray, labels: np.ndarray, augment: bool, device: torch.device
+) -> Callable[[], None]:
     """Avalanche's Naive on an nc_benchmark of one experience, without metrics or loggers."""
     from avalanche.benchmarks import nc_benchmark
     from avalanche.training.plugins import EvaluationPlugin
@@ -157,24 +177,27 @@ def stock_avalanche(case: dict[str, Any], images: np.ndarray, labels: np.ndarray
 
     dataset = per_sample_dataset(images, labels, augment)
     benchmark = nc_benchmark(dataset, dataset, n_experiences=1, task_labels=False, seed=0)
-    model = network(case)
+    model = network(case).to(device)
     strategy = Naive(
         model=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9),
         criterion=nn.CrossEntropyLoss(),
         train_mb_size=case["batch"],
         train_epochs=case["epochs"],
+        device=device,
         evaluator=EvaluationPlugin(),
     )
     return lambda: strategy.train(benchmark.train_stream[0], eval_streams=[]) and None
 
 
-def plain(case: dict[str, Any], images: np.ndarray, labels: np.ndarray, augment: bool) -> Callable[[], None]:
+def plain(
+    case: dict[str, Any], images: np.ndarray, labels: np.ndarray, augment: bool, device: torch.device
+) -> Callable[[], None]:
     """A DataLoader loop in the style of research code: per-sample transforms, loss and accuracy read every step."""
     loader = torch.utils.data.DataLoader(
         per_sample_dataset(images, labels, augment), batch_size=case["batch"], shuffle=True
     )
-    model = network(case)
+    model = network(case).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     criterion = nn.CrossEntropyLoss()
 
@@ -183,6 +206,7 @@ def plain(case: dict[str, Any], images: np.ndarray, labels: np.ndarray, augment:
         for _ in range(case["epochs"]):
             running, correct = 0.0, 0
             for x, y in loader:
+                x, y = x.to(device), y.to(device)
                 optimizer.zero_grad()
                 logits = model(x)
                 loss = criterion(logits, y)
@@ -194,41 +218,78 @@ def plain(case: dict[str, Any], images: np.ndarray, labels: np.ndarray, augment:
     return run
 
 
-def ours(case: dict[str, Any], images: np.ndarray, labels: np.ndarray, augment: bool) -> Callable[[], None]:
-    """cl-run's strategy with all its plugins and its lane, as `cl-run` assembles them, recording into nowhere."""
-    from cl_runner.assembly import build_strategy
-    from cl_runner.backbones.backbone import classifier_name
-    from cl_runner.backbones.network import Network
-    from cl_runner.benchmarks.avalanche_view import avalanche_benchmark
+def one_task(
+    images: np.ndarray, labels: np.ndarray, augment: bool, device: torch.device, batch: int, *settings: str
+) -> tuple[Any, Any]:
+    """A stream of one task with these images, on the device, and a configuration to train on it."""
     from cl_runner.benchmarks.store import ImageStore, Part
     from cl_runner.benchmarks.stream import Task, TaskStream
     from cl_runner.config.compose import compose
-    from cl_runner.stage import assemble
 
-    store = ImageStore(images=images, labels=labels, tasks=np.zeros_like(labels), mean=MEAN, std=STD)
+    store = ImageStore(images=images, labels=labels, tasks=np.zeros_like(labels), mean=MEAN, std=STD).to(device)
     part = Part(store, torch.arange(len(images)), 0)
     task = Task(0, "task_1", tuple(range(CLASSES)), tuple("0123456789"), len(images), len(images), part, None, part)
     name = "crop_flip" if augment else "none"
     stream = TaskStream("bench", (task,), False, CLASSES, (3, 32, 32), tuple(range(CLASSES)), name, store)
-    module = network(case)
-    wrapped = Network(module, classifier_name(module, CLASSES), task_classes=[range(CLASSES)], task_labels=False)
-    from cl_runner.adapters import NoAdapter
+    typed = ["adapter=none", "optimizer=sgd", "optimizer.lr=0.01", f"trainer.batch_size={batch}", *settings]
+    return stream, compose(typed)
 
+
+def ours(
+    case: dict[str, Any],
+    images: np.ndarray,
+    labels: np.ndarray,
+    augment: bool,
+    device: torch.device,
+    fastest: bool = False,
+) -> Callable[[], None]:
+    """cl-run's strategy with all its plugins and its lane, as `cl-run` assembles them, recording into nowhere."""
+    from cl_runner.adapters import NoAdapter
+    from cl_runner.assembly import build_strategy
+    from cl_runner.backbones.backbone import classifier_name
+    from cl_runner.backbones.network import Network
+    from cl_runner.benchmarks.avalanche_view import avalanche_benchmark
+    from cl_runner.stage import assemble
+    from cl_runner.training.capture import step_for
+
+    settings = [f"trainer.epochs={case['epochs']}"]
+    if fastest:
+        settings += ["trainer.channels_last=true", "trainer.precision=bfloat16"]
+    stream, config = one_task(images, labels, augment, device, case["batch"], *settings)
+    module = network(case)
+    wrapped = Network(
+        module,
+        classifier_name(module, CLASSES),
+        task_classes=[range(CLASSES)],
+        task_labels=False,
+        precision=config.trainer.precision,
+    )
     wrapped.adapter = NoAdapter()
     wrapped.adapter.attach(wrapped)
-    config = compose(
-        [
-            "adapter=none",
-            "optimizer=sgd",
-            "optimizer.lr=0.01",
-            f"trainer.epochs={case['epochs']}",
-            f"trainer.batch_size={case['batch']}",
-        ]
-    )
+    wrapped.to(device).to(memory_format=torch.channels_last if fastest else torch.preserve_format)
     recipe, workshop = build_strategy(config, stream, wrapped)
     _, _, strategy = assemble(config, stream, recipe, workshop, Nobody())
+    strategy.step = step_for("auto", device, print)
     experience = avalanche_benchmark(stream).train_stream[0]
     return lambda: strategy.train(experience, eval_streams=[]) and None
+
+
+def augment_only(
+    case: dict[str, Any], images: np.ndarray, labels: np.ndarray, augment: bool, device: torch.device
+) -> Callable[[], None]:
+    """The lane's batches: shuffled, augmented, normalised, on the device."""
+    from cl_runner.modalities import modality_of
+
+    stream, config = one_task(images, labels, augment, device, case["batch"])
+    lane = modality_of(config).lane(stream)
+    ids = torch.arange(len(images))
+
+    def run() -> None:
+        for _ in range(case["epochs"]):
+            for _batch in lane.training(ids, case["batch"]):
+                pass
+
+    return run
 
 
 class Nobody:
@@ -241,13 +302,15 @@ class Nobody:
     def epoch_finished(self, *values: Any, **named: Any) -> None: ...
 
 
-def compute_only(case: dict[str, Any], images: np.ndarray, labels: np.ndarray) -> Callable[[], None]:
+def compute_only(
+    case: dict[str, Any], images: np.ndarray, labels: np.ndarray, device: torch.device
+) -> Callable[[], None]:
     """Forward, loss, backward and update on one float batch made beforehand."""
-    model = network(case)
+    model = network(case).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=True)
     batch = case["batch"]
-    x = torch.from_numpy(images[:batch].transpose(0, 3, 1, 2).copy()).float().div(255).sub(0.5).div(0.25)
-    y = torch.from_numpy(labels[:batch])
+    x = torch.from_numpy(images[:batch].transpose(0, 3, 1, 2).copy()).float().div(255).sub(0.5).div(0.25).to(device)
+    y = torch.from_numpy(labels[:batch]).to(device)
     steps = -(-len(images) // batch) * case["epochs"]
 
     def run() -> None:
@@ -269,7 +332,15 @@ def machine(options: argparse.Namespace) -> dict[str, Any]:
     versions = {
         name: metadata.version(name) for name in ("torch", "torchvision", "avalanche-lib", "pytorchcv", "numpy")
     }
-    return {"cpu": cpu, "threads": options.threads, "python": platform.python_version(), **versions}
+    if options.device == "cuda":
+        cpu += f", {torch.cuda.get_device_name()}"
+    return {
+        "cpu": cpu,
+        "device": options.device,
+        "threads": options.threads,
+        "python": platform.python_version(),
+        **versions,
+    }
 
 
 def _cpuinfo() -> list[str]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cl_runner.assembly import build_strategy
 from cl_runner.backbones.backbone import classifier_name
+from cl_runner.backbones.network import Network
 from cl_runner.benchmarks.avalanche_view import avalanche_benchmark
 from cl_runner.benchmarks.store import ImageStore, Part
 from cl_runner.benchmarks.stream import Task, TaskStream
@@ -51,7 +52,8 @@ class Outcome:
         weights: all parameters and buffers at the end.
         matrix: accuracies after each task.
         answers: logits of all images at the end, under the last task.
-        images: samples that the network's first layer saw while a task was trained, by task.
+        seen: samples that the network's first convolution computed, by task: in steps, besides them while the task was
+            trained, and while all tasks were evaluated after it.
         strategy: Avalanche's.
     """
 
@@ -60,8 +62,13 @@ class Outcome:
     weights: dict[str, Tensor]
     matrix: list[list[float]]
     answers: Tensor
-    images: list[int]
+    seen: list[dict[str, int]]
     strategy: Any
+
+    @property
+    def in_steps(self) -> list[int]:
+        """Samples that went through the whole network in the steps of each task."""
+        return [counts["steps"] for counts in self.seen]
 
 
 def stream(n_tasks: int, n: int, size: int, augmentation: str, validation: int, labels: bool = True) -> TaskStream:
@@ -86,20 +93,56 @@ def stream(n_tasks: int, n: int, size: int, augmentation: str, validation: int, 
     )
 
 
-def network(backbone: nn.Module, adapter: Any, placement: Any, n_tasks: int, config: Any) -> TaskAwareNetwork:
-    """The backbone with its head and its adapter."""
+def network(
+    backbone: nn.Module, adapter: Any, placement: Any, n_tasks: int, config: Any, inference: str | None
+) -> Network:
+    """The backbone with its head and its adapter; with task labels, or with a rule that infers the task."""
     n_classes = CLASSES * n_tasks
-    net = TaskAwareNetwork(
+    kind = TaskAwareNetwork if inference is None else Network
+    net = kind(
         backbone,
         classifier_name(backbone, n_classes),
         task_classes=[range(CLASSES * task, CLASSES * (task + 1)) for task in range(n_tasks)],
-        task_labels=True,
+        task_labels=inference is None,
+        task_inference=inference,
         head="per_task" if adapter.per_task else "shared",
         precision=config.trainer.precision,
     )
     net.adapter = adapter
     adapter.attach(net, placement)
     return net
+
+
+class Counter:
+    """Counts the samples that the first convolution computes, by what they are computed for."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.counts: dict[str, int] = {}
+        self.what = "besides"
+        first = next(module for module in net.modules() if isinstance(module, nn.Conv2d))
+        first.register_forward_hook(self._count)
+
+    def _count(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        if "forward" not in vars(module):  # else it answers without computing
+            self.counts[self.what] = self.counts.get(self.what, 0) + len(output)
+
+    def during(self, what: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        """The call, in which samples are counted for ``what``."""
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            before, self.what = self.what, what
+            try:
+                return call(*args, **kwargs)
+            finally:
+                self.what = before
+
+        return counted
+
+    def taken(self) -> dict[str, int]:
+        """The counts since the last time."""
+        found = {"steps": 0, "besides": 0, "evaluation": 0} | self.counts
+        self.counts.clear()
+        return found
 
 
 def learn(
@@ -112,6 +155,7 @@ def learn(
     size: int = 8,
     augmentation: str = "none",
     validation: int = 0,
+    inference: str | None = None,
     watch: Callable[[Any], None] = lambda strategy: None,
 ) -> Outcome:
     """Learns all tasks.
@@ -123,40 +167,36 @@ def learn(
         placement: of the adapter.
         n_tasks, n, size: tasks, training images of each, pixels.
         augmentation, validation: of the stream.
+        inference: rule of task inference; None: with task labels.
         watch: is given the strategy before the first task.
     """
     given = {item.split("=")[0] for item in typed}
     usual = ("trainer.epochs=3", "trainer.batch_size=4", "trainer.log_every=1", "optimizer=sgd", "optimizer.lr=0.05",
-             "optimizer.momentum=0.9", "trainer.eval_batch_size=4")  # fmt: skip
+             "optimizer.momentum=0.9", "trainer.eval_batch_size=4", "trainer.threads=1")  # fmt: skip
     config = settle(compose(["adapter=none", *[item for item in usual if item.split("=")[0] not in given], *typed]))
     torch.manual_seed(0)
-    tasks = stream(n_tasks, n, size, augmentation, validation)
-    net = network(make(CLASSES * n_tasks), adapter(), placement, n_tasks, config)
+    tasks = stream(n_tasks, n, size, augmentation, validation, inference is None)
+    net = network(make(CLASSES * n_tasks), adapter(), placement, n_tasks, config, inference)
     if config.trainer.channels_last:
         net.to(memory_format=torch.channels_last)
     recipe, workshop = build_strategy(config, tasks, net)
     listener = Nobody()
     _, meter, strategy = assemble(config, tasks, recipe, workshop, listener)
     watch(strategy)
-    images: list[int] = []
-    first_layer(net).register_forward_hook(lambda module, inputs, output: images.append(len(output)))
+    counter = Counter(net)
+    strategy.step.learn = counter.during("steps", strategy.step.learn)
+    evaluate = counter.during("evaluation", strategy.eval)
     scenario, seen, matrix = avalanche_benchmark(tasks), [], []
     for experience in scenario.train_stream:
-        images.clear()
         strategy.train(experience, eval_streams=[])
-        seen.append(sum(images))
         meter.clear()
-        strategy.eval(scenario.test_stream)
+        evaluate(scenario.test_stream)
         matrix.append([meter.accuracies[task] for task in range(n_tasks)])
+        seen.append(counter.taken())
     with torch.no_grad():
         x, _ = tasks.store.batch(torch.arange(len(tasks.store)))
-        answers = net.eval()(x, n_tasks - 1)
+        answers = net.eval().for_task(x, n_tasks - 1)
     return Outcome(listener.losses, listener.validation, dict(net.state_dict()), matrix, answers, seen, strategy)
-
-
-def first_layer(net: nn.Module) -> nn.Module:
-    """The first convolution of a network."""
-    return next(module for module in net.modules() if isinstance(module, nn.Conv2d))
 
 
 def build_backbone(name: str, *typed: str) -> Callable[[int], nn.Module]:

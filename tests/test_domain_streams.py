@@ -242,17 +242,24 @@ def test_a_merged_network_is_what_is_exported(domains):
 # ------------------------------------------------------------------------------------------------ features
 
 
-def test_features_of_a_tower_that_stands_still_are_computed_once(domains, monkeypatch):
-    banks: list[FeatureBank] = []
+@pytest.fixture
+def banks(monkeypatch):
+    """Every bank of features that is made from now on."""
+    made: list[FeatureBank] = []
     make = FeatureBank.__init__
-    monkeypatch.setattr(FeatureBank, "__init__", lambda self, *a: (make(self, *a), banks.append(self))[0])
+    monkeypatch.setattr(FeatureBank, "__init__", lambda self, *a, **k: (make(self, *a, **k), made.append(self))[0])
+    return made
+
+
+def test_features_of_a_tower_that_stands_still_are_computed_once(domains, banks):
     text = ["adapter=lora", "placement=q", "placement.towers=[text]", "adapter.base=frozen"]
-    done = clip_run(domains, *text)
-    assert banks[-1].computed == 57, "21 test images and 3 x 12 training images, each once, in four evaluations"
-    with monkeypatch.context() as patch:
-        patch.setattr(FeatureBank, "of", staticmethod(lambda network, lane: None))
-        plain = clip_run(domains, *text)
+    done = clip_run(domains, *text, "trainer.iterations=6")
+    assert banks[-1].computed == 63, "21 test images in four evaluations, and 18 + 12 + 12 training images, each once"
+    plain = clip_run(domains, *text, "trainer.iterations=6", "trainer.prefix_cache=false")
+    assert len(banks) == 1
     assert plain.matrix == done.matrix and plain.initial == done.initial
+    clip_run(domains, *text)
+    assert banks[-1].computed == 21, "in 3 steps of 4 images no task sees an image twice"
     vision = clip_run(domains, "adapter=lora", "placement=q", "placement.towers=[vision]", "adapter.base=frozen")
     assert banks[-1].computed == 4 * 21, "a tower that moves is run again, over the test images alone"
     assert vision.matrix
@@ -267,12 +274,9 @@ def test_zero_shot_decodes_no_training_part(domains, monkeypatch):
     assert done.matrix == [done.initial] * 3
 
 
-def test_augmented_training_needs_the_images(domains, monkeypatch):
-    computed = []
-    keep = FeatureBank._keep
-    monkeypatch.setattr(FeatureBank, "_keep", lambda self, ids, f: (computed.append(len(ids)), keep(self, ids, f))[1])
-    clip_run(domains, "benchmark.augmentation=flip", "backbone.frozen=[vision]")
-    assert sum(computed) == 21
+def test_augmented_training_needs_the_images(domains, banks):
+    clip_run(domains, "benchmark.augmentation=flip", "backbone.frozen=[vision]", "trainer.iterations=6")
+    assert banks[-1].computed == 21
 
 
 # ------------------------------------------------------------------------------------------------ the cache

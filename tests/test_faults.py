@@ -72,7 +72,7 @@ def test_a_number_of_samples_that_nobody_chose_is_named_too():
     error, here = torch.cuda.OutOfMemoryError(CUDA), settled()
     assert "try trainer.eval_batch_size=64" in explain(raised(error, EVALUATE, LOOP), here)
     told = explain(raised(MemoryError(), EVALUATE, LOOP), here)
-    assert "eval_batch_size=512" in told and "trainer.eval_batch_size=256" in told
+    assert "eval_batch_size=64" in told and "trainer.eval_batch_size=32" in told
 
 
 @pytest.mark.parametrize(

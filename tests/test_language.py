@@ -521,7 +521,7 @@ def test_the_evaluated_batch_is_bounded_by_its_logits(tmp_path, monkeypatch):
     quick(tmp_path, "adapter=lora")
     monkeypatch.setattr("cl_runner.modalities.texts.LOGIT_BYTES", 3 * 48 * 259 * 4)
     quick(tmp_path, "adapter=lora")
-    assert [strategy.eval_mb_size for strategy in made] == [512, 3]
+    assert [strategy.eval_mb_size for strategy in made] == [64, 3]
 
 
 # --------------------------------------------------------------------------------------------------------- TRACE

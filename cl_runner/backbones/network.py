@@ -266,7 +266,7 @@ class Network(TaskNetwork):
                 return self._scores(images)
         with self.autocast(x.device):
             logits = self.backbone(x)
-        return logits.flatten(1).float()
+        return logits if logits.dim() == 2 and logits.dtype == torch.float32 else logits.flatten(1).float()
 
 
 def _own_size(classifier: nn.Module) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -54,29 +55,30 @@ class Cut:
     """A place in a backbone's forward pass, right after one module has answered.
 
     The prefix is everything that is executed up to there. To go on from its output, the backbone is called with an
-    image of zeros: the module at the cut answers with the stored output, and every other module of the prefix with
-    zeros of the shape that its answer had, which take no memory. Whether this computes what the whole network would is
-    for `find_cut` (`training/prefix.py`) to try out: a path around the cut would show.
+    image of no numbers: the module at the cut answers with the stored output, and every other module of the prefix with
+    an answer of its usual shape in which every number is NaN, and which takes no memory. Whether this computes what the
+    whole network would is for `find_cut` (`training/prefix.py`) to try out: any path around the cut ends in NaN.
 
     Args:
         network: whose backbone is cut.
         name: of the module in the backbone.
-        before: the answers of the modules of the prefix to ``images``, by name; none of them inside another.
+        before: the answers of the modules of the prefix to ``images``, call by call, by name; none inside another. A
+            module that is called again after the cut computes then.
         around: the modules that have begun and not answered at the cut; of theirs, what they own themselves counts.
         images: a batch (n, C, H, W).
     """
 
     def __init__(
-        self, network: TaskNetwork, name: str, before: Mapping[str, Any], around: Sequence[str], images: Tensor
+        self, network: TaskNetwork, name: str, before: Mapping[str, list[Any]], around: Sequence[str], images: Tensor
     ) -> None:
         self.network, self.name = network, name
         self.key = (name, tuple(before))
         backbone = network.backbone
         self._module = backbone.get_submodule(name)
-        self._before = {backbone.get_submodule(item): answer for item, answer in before.items()}
+        self._before = [backbone.get_submodule(item) for item in before]
         self._around = [backbone.get_submodule(item) for item in around]
-        self._images = _Zeros(images, len(images))
-        self._prepared: dict[int, tuple[Tensor, list[Answers]]] = {}
+        self._like = images, list(before.values())
+        self._blanks: dict[int, tuple[Tensor, list[list[Any]]]] = {}
 
     def run(self, x: Tensor) -> Tensor:
         """The prefix's output for images, in the mode in which the network is.
@@ -97,15 +99,15 @@ class Cut:
     @contextmanager
     def resumed(self, features: Tensor) -> Iterator[Tensor]:
         """Within, the backbone answers to the images given here as if the prefix had given these features."""
-        if len(features) not in self._prepared:
-            zeros = [_answering(self._zeros(answer)(len(features))) for answer in self._before.values()]
-            self._prepared[len(features)] = self._images(len(features)), zeros
-        images, answers = self._prepared[len(features)]
+        n = len(features)
+        if n not in self._blanks:
+            images, answers = self._like
+            self._blanks[n] = blank(images, len(images), n), [blank(calls, len(images), n) for calls in answers]
+        images, answers = self._blanks[n]
         found = [vars(module) for module in self._before]
         own = [attributes.get("forward") for attributes in found]
-        for attributes, answer in zip(found, answers, strict=True):
-            attributes["forward"] = answer
-        vars(self._module)["forward"] = _answering(features)
+        for module, attributes, calls in zip(self._before, found, answers, strict=True):
+            attributes["forward"] = _first([features] if module is self._module else calls, module.forward)
         try:
             yield images
         finally:
@@ -136,31 +138,33 @@ class Cut:
         """Changes with every change of the prefix that is seen by versions, or told to the network."""
         return (self.network.changes, self.key, *((id(item), item._version) for item in self.tensors()))
 
-    def _zeros(self, answer: Any) -> Callable[[int], Any]:
-        if isinstance(answer, Tensor):
-            return _Zeros(answer, self._images.n)
-        if isinstance(answer, (list, tuple)):
-            parts = [self._zeros(item) for item in answer]
-            return lambda n: type(answer)([part(n) for part in parts])
-        return lambda n: answer
+
+def blank(like: Any, n: int, wanted: int) -> Any:
+    """NaN in the shape of an answer to n samples, for another number of them; one number in memory, seen often.
+
+    Where there is no NaN, as among whole numbers, it is zero. A first dimension that n divides holds samples, or windows of samples.
+    """
+    if isinstance(like, list | tuple):
+        return type(like)([blank(item, n, wanted) for item in like])
+    if not isinstance(like, Tensor):
+        return like
+    shape = list(like.shape)
+    if shape and shape[0] % n == 0:
+        shape[0] = shape[0] // n * wanted
+    value = math.nan if like.is_floating_point() else 0
+    return torch.full((), value, dtype=like.dtype, device=like.device).expand(shape)
 
 
-class _Zeros:
-    """Makes zeros like an answer to n samples, for another number of them; one number in memory, seen many times."""
+def _first(answers: list[Any], then: Answers) -> Answers:
+    """Gives these answers, one after another, and then what is computed."""
+    left = iter(answers)
+    nothing = object()
 
-    def __init__(self, like: Tensor, n: int) -> None:
-        self.n, self.rest = n, tuple(like.shape[1:])
-        self.rows, self.left = divmod(like.shape[0], n) if like.dim() else (0, 0)
-        self.shape = tuple(like.shape)
-        self.zero = torch.zeros((), dtype=like.dtype, device=like.device)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        answer = next(left, nothing)
+        return then(*args, **kwargs) if answer is nothing else answer
 
-    def __call__(self, n: int) -> Tensor:
-        several = self.rows and not self.left  # rows are samples, or windows of samples
-        return self.zero.expand((self.rows * n, *self.rest) if several else self.shape)
-
-
-def _answering(answer: Any) -> Answers:
-    return lambda *args, **kwargs: answer
+    return forward
 
 
 def _stop(module: nn.Module, inputs: Any, output: Tensor) -> None:

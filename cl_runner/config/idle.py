@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from cl_runner.config.adapters import KEEPS_LAST, PLACED_NOWHERE
 from cl_runner.config.held_out import holds_out, one_of_each
+from cl_runner.config.idle_cache import of_cache
 from cl_runner.config.idle_evaluation import WATCHED, Idle, of_evaluation
 
 TEXT, ANSWER = "text", "answer"
@@ -21,6 +22,7 @@ def idle_keys(config: DictConfig) -> list[Idle]:
         _of_adapter,
         _of_training,
         of_evaluation,
+        of_cache,
         _of_checkpoints,
         _of_files,
         _of_backbone,

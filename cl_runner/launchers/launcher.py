@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
@@ -26,6 +27,7 @@ from cl_runner.config.request import Request
 from cl_runner.errors import RequestError
 from cl_runner.launchers.engines import Cell, Engine, engine_of
 from cl_runner.launchers.frozen import FrozenLoader, OnceLoader, freeze
+from cl_runner.launchers.shared import TARGET, Shared, Sharing
 from cl_runner.launchers.ticket import Ticket
 from cl_runner.recording.redact import redact_file
 from cl_runner.reports.sweep import SweepReport
@@ -95,15 +97,20 @@ class CellLauncher(Launcher):
 
     def _make_engine(self) -> Engine:
         config = copy.deepcopy(self._config)
-        target = str(self._engine_node._target_)
+        target, node = str(self._engine_node._target_), self._engine_node
+        sharing = Sharing.of(node) if target == TARGET else None
+        if sharing is not None:  # Hydra starts only launchers of its own
+            node = {"_target_": f"{BasicLauncher.__module__}.{BasicLauncher.__name__}"}
         with read_write(config.hydra), open_dict(config.hydra):
-            config.hydra.launcher = self._engine_node
+            config.hydra.launcher = node
             config.hydra.job.env_set.update(self._ticket.for_engine(target))
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=HydraContext(config_loader=FrozenLoader(), callbacks=self._context.callbacks),
             task_function=self._door.run_cell,
             config=config,
         )
+        if sharing is not None:
+            return Shared(launcher, self._ticket, sharing)
         return engine_of(launcher, target, self._ticket)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:

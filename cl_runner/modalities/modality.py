@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cl_runner.training.meter import Meter
 
 
-ON_CPU = 512  # samples evaluated at once where caches and not the memory decide
+ON_CPU = 64  # samples evaluated at once where caches and not the memory decide: more take longer (docs/performance.md)
 
 
 class Modality(ABC):

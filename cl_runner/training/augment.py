@@ -39,7 +39,14 @@ class Augmentation:
         return self.crops or self.flips
 
     def take(self, images_NCHW: Images, ids: Tensor, fill: Tensor | None = None) -> Tensor:
-        """The chosen images, augmented.
+        """The chosen images, augmented, in the order of ``ids``; see `chunk` for the arguments."""
+        images, places = self.chunk(images_NCHW, ids, fill)
+        return images if places is None else images.index_select(0, places)
+
+    def chunk(self, images_NCHW: Images, ids: Tensor, fill: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """The chosen images, augmented, in any order, and where among them each one is; None: in the order of ``ids``.
+
+        To put a chunk of thousands in order is one more way through memory; a batch of it is put in order in the cache.
 
         Args:
             images_NCHW: uint8 or float32, on any device; in one tensor or not.
@@ -47,37 +54,44 @@ class Augmentation:
             fill: value of the padding, (C, 1, 1); zero where it is None.
         """
         if not self.active:
-            return images_NCHW.index_select(0, ids.to(images_NCHW.device, non_blocking=True))
+            return images_NCHW.index_select(0, ids.to(images_NCHW.device, non_blocking=True)), None
         steps = 2 * self.padding + 1
         offsets = torch.randint(0, steps * steps, (len(ids),), generator=self.generator)
         flips = torch.randint(0, 2, (len(ids),), generator=self.generator) * int(self.flips)
-        apply = self._gather if images_NCHW.device.type != "cpu" else self._slices
-        return apply(images_NCHW, ids, offsets, flips, fill)
+        if images_NCHW.device.type != "cpu":
+            return self._gather(images_NCHW, ids, offsets, flips, fill), None
+        return self._slices(images_NCHW, ids, offsets, flips, fill)
 
-    def _slices(self, images_NCHW: Images, ids: Tensor, offsets: Tensor, flips: Tensor, fill: Tensor | None) -> Tensor:
+    def _slices(
+        self, images_NCHW: Images, ids: Tensor, offsets: Tensor, flips: Tensor, fill: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         steps = 2 * self.padding + 1
         draws = (flips * steps * steps + offsets).numpy()  # flipped samples last, in one piece
         order = np.argsort(draws, kind="stable")
         chosen = images_NCHW.index_select(0, ids[torch.from_numpy(order)])
         n, _, height, width = chosen.shape
-        if self.padding:
-            padded, out = self._padded(chosen, fill), np.empty(chosen.shape, dtype=chosen.numpy().dtype)
-            groups, starts = np.unique(draws[order], return_index=True)
-            ends = [*starts[1:].tolist(), n]
-            for group, start, end in zip(groups.tolist(), starts.tolist(), ends, strict=True):
-                top, left = divmod(group % (steps * steps), steps)
-                out[start:end] = padded[start:end, :, top : top + height, left : left + width]
-            chosen = torch.from_numpy(out)
         first_flipped = n - int(flips.sum())
-        chosen[first_flipped:] = chosen[first_flipped:].flip(-1)
-        inverse = np.empty_like(order)
-        inverse[order] = np.arange(n)
-        return chosen.index_select(0, torch.from_numpy(inverse))
+        places = np.empty_like(order)
+        places[order] = np.arange(n)
+        flipped = chosen[first_flipped:].flip(-1)
+        if not self.padding:
+            chosen[first_flipped:] = flipped
+            return chosen, torch.from_numpy(places)
+        padded = self._padded(chosen[:first_flipped], flipped, fill)
+        out = np.empty(chosen.shape, dtype=padded.dtype)
+        groups, starts = np.unique(draws[order], return_index=True)
+        ends = [*starts[1:].tolist(), n]
+        for group, start, end in zip(groups.tolist(), starts.tolist(), ends, strict=True):
+            top, left = divmod(group % (steps * steps), steps)
+            if group >= steps * steps:
+                left = steps - 1 - left  # the image in the frame is turned already, and its window with it
+            out[start:end] = padded[start:end, :, top : top + height, left : left + width]
+        return torch.from_numpy(out), torch.from_numpy(places)
 
-    def _padded(self, chosen: Tensor, fill: Tensor | None) -> np.ndarray:
+    def _padded(self, upright: Tensor, flipped: Tensor, fill: Tensor | None) -> np.ndarray:
         """The images inside a frame; the frame of a chunk's usual size is kept, only its inside is written again."""
-        pad, (n, channels, height, width) = self.padding, chosen.shape
-        shape, dtype = (n, channels, height + 2 * pad, width + 2 * pad), chosen.numpy().dtype
+        pad, n, (_, channels, height, width) = self.padding, len(upright) + len(flipped), upright.shape
+        shape, dtype = (n, channels, height + 2 * pad, width + 2 * pad), upright.numpy().dtype
         if fill is None and self._frame is not None and (self._frame.shape, self._frame.dtype) == (shape, dtype):
             frame = self._frame
         else:
@@ -86,7 +100,8 @@ class Augmentation:
                 frame += fill.cpu().numpy()
             else:
                 self._frame = frame
-        frame[:, :, pad:-pad, pad:-pad] = chosen.numpy()
+        inside = frame[:, :, pad:-pad, pad:-pad]
+        inside[: len(upright)], inside[len(upright) :] = upright.numpy(), flipped.numpy()
         return frame
 
     def _gather(self, images_NCHW: Images, ids: Tensor, offsets: Tensor, flips: Tensor, fill: Tensor | None) -> Tensor:

@@ -23,8 +23,7 @@ class Guard:
     """Looks at the loss of every step.
 
     On the CPU, and wherever steps are to be skipped, each loss is read before the backward pass. On a GPU that would
-    wait for the device at every step: there the losses are judged on the device, and the judgements are read every 50
-    steps, at the end of an epoch, and before anything is kept.
+    wait for the device at every step: there the losses stay on the device, and are read every 50 steps, at the end of an epoch, and before anything is kept.
 
     Args:
         on_nan: stop (with an error), or skip: the step teaches nothing and is counted.
@@ -62,15 +61,15 @@ class Guard:
             DivergedError: the loss is no finite number, and `on_nan` is stop.
         """
         loss: Tensor = strategy.loss.detach()
-        epoch, step = strategy.clock.train_exp_epochs + 1, strategy.keeper.step + 1
         if self.on_nan == STOP and _is_far(loss):
-            self._judged.append((torch.isfinite(loss).all(), epoch, step, strategy.lane.served))
+            self._judged.append((loss, *_now(strategy)))
             if len(self._judged) >= LOOK_EVERY:
                 self.look(strategy)
             return True
         value = float(loss)
         if math.isfinite(value):
             return True
+        epoch, step, _ = _now(strategy)
         if self.on_nan == STOP:
             raise _error(strategy, str(value), epoch, step, strategy.lane.served)
         if self._before:
@@ -88,7 +87,7 @@ class Guard:
         """
         if not self._judged:
             return
-        finite = torch.stack([judgement for judgement, *_ in self._judged]).tolist()
+        finite = torch.isfinite(torch.cat([loss.reshape(1) for loss, *_ in self._judged])).tolist()
         found, self._judged = self._judged, []
         if not all(finite):
             _, epoch, step, served = found[finite.index(False)]
@@ -98,6 +97,11 @@ class Guard:
 def _is_far(loss: Tensor) -> bool:
     """Whether reading a value means waiting for a device."""
     return loss.device.type != "cpu"
+
+
+def _now(strategy: Any) -> tuple[int, int, Tensor | None]:
+    """The epoch and the step, from 1, and the samples of the batch."""
+    return strategy.clock.train_exp_epochs + 1, strategy.keeper.step + 1, strategy.lane.served
 
 
 def _error(strategy: Any, value: str, epoch: int, step: int, served: Tensor | None) -> DivergedError:

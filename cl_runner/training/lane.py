@@ -84,19 +84,22 @@ class Lane:
     def _serve(self, batches: list[Tensor], augmented: bool) -> Iterator[Batch]:
         store = self.store
         ids = torch.cat(batches)
+        places: Tensor | None = None
         if augmented:
-            images = self.augmentation.take(store.images_NCHW, ids)
+            images, places = self.augmentation.chunk(store.images_NCHW, ids)
         else:
             images = store.images_NCHW.index_select(0, ids.to(store.images_NCHW.device, non_blocking=True))
         if images.device != store.device:
             images = images.pin_memory().to(store.device, non_blocking=True)
+            places = None if places is None else places.to(store.device, non_blocking=True)
         labels = store.labels.index_select(0, ids.to(store.device, non_blocking=True))
         tasks = of_one(store.tasks.index_select(0, ids))
         start = 0
         for batch in batches:
             end = start + len(batch)
             self.served = batch
-            yield [self.prepare(images[start:end]), labels[start:end], tasks[start:end]]
+            part = images[start:end] if places is None else images.index_select(0, places[start:end])
+            yield [self.prepare(part), labels[start:end], tasks[start:end]]
             start = end
 
     def prepare(self, images_NCHW: Tensor) -> Tensor:

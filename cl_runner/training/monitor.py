@@ -15,6 +15,8 @@ from cl_runner.benchmarks.store import Part
 from cl_runner.training.guard import DivergedError
 from cl_runner.training.schedules import Constant
 
+SUM_EVERY = 256  # steps whose losses wait on the device to be read together
+
 
 class Listener(Protocol):
     """Who is told about progress (the recorder)."""
@@ -109,22 +111,34 @@ class TrainingMonitor(SupervisedPlugin):
         """Starts the clock and the sums."""
         self.started = time.perf_counter()
         self.learning_rate = float(strategy.optimizer.param_groups[0]["lr"])
-        self.loss_sum = torch.zeros(1, device=strategy.device)
-        self.loss_weight: Any = 0
+        self.loss_sum, self.loss_weight = 0.0, 0
+        self._unsummed: list[tuple[Tensor, Any]] = []
         self.epoch_images = self.step = 0
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
-        """Sums on the device; nothing here waits for it."""
-        n_images = len(strategy.mb_y)
-        weight = self.amount(strategy.mb_y)
-        self.loss_sum += strategy.loss.detach() * weight
-        self.loss_weight += weight
+        """Keeps the loss, on the device; nothing here waits for it."""
+        targets = strategy.mbatch[1]
+        n_images = len(targets)
+        self._unsummed.append((strategy.loss.detach(), self.amount(targets)))
+        if len(self._unsummed) >= SUM_EVERY:
+            self._sum()
         self.epoch_images += n_images
         self.schedule.after_step()
         self.step += 1
         if self.log_every is not None and self.step % self.log_every == 0:
             self.losses.append((self.step, strategy.loss.detach()))
         self.listener.batch(n_images)
+
+    def _sum(self) -> None:
+        """Reads the losses since the last time from the device, and adds them up one by one, in float64."""
+        if self._unsummed:
+            losses, amounts = zip(*self._unsummed, strict=True)
+            values = torch.cat([loss.reshape(1) for loss in losses]).tolist()
+            weights = torch.stack(amounts).tolist() if isinstance(amounts[0], Tensor) else amounts
+            for value, weight in zip(values, weights, strict=True):
+                self.loss_sum += value * weight
+                self.loss_weight += weight
+            self._unsummed.clear()
 
     def tell_losses(self) -> None:
         """Reads the losses of single steps from the device, and passes them on."""
@@ -143,8 +157,8 @@ class TrainingMonitor(SupervisedPlugin):
         """Reads the sums, validates, steps the schedule and decides whether the task goes on."""
         self.tell_losses()
         strategy.guard.look(strategy)
-        weight = int(self.loss_weight)
-        train_loss = float(self.loss_sum) / weight if weight else None  # every step was skipped
+        self._sum()
+        train_loss = self.loss_sum / self.loss_weight if self.loss_weight else None  # every step was skipped
         seconds = time.perf_counter() - self.started
         self.epoch += 1
         self.images += self.epoch_images
@@ -180,6 +194,7 @@ class TrainingMonitor(SupervisedPlugin):
             "schedule": self.schedule.saved(),
         }
         if in_epoch:
+            self._sum()
             seconds = time.perf_counter() - self.started
             state["sums"] = [self.loss_sum, self.loss_weight, self.epoch_images, self.step, seconds]
         return state

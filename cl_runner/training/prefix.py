@@ -115,14 +115,12 @@ class Trace:
         times: dict[str, int] = {}
         for call in past:
             times[call.name] = times.get(call.name, 0) + 1
-        done = {call.name: call.answer for call in past if times[call.name] == self.begun[call.name]}
-        before = {name: answer for name, answer in done.items() if not any(outer in done for outer in _outer(name))}
+        done = {name for name, count in times.items() if count == self.begun[name]}
+        before: dict[str, list[Any]] = {}
+        for call in past:
+            if done.isdisjoint(call.around):
+                before.setdefault(call.name, []).append(call.answer)
         return Cut(network, past[-1].name, before, past[-1].around, images)
-
-
-def _outer(name: str) -> list[str]:
-    pieces = name.split(".")
-    return [".".join(pieces[:length]) for length in range(1, len(pieces))]
 
 
 def _levels(trace: Trace) -> list[list[int]]:

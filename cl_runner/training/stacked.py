@@ -102,11 +102,11 @@ class Stack:
         self.kept: State = {}
         self.shared: State = {}
         self._places: list[tuple[Tensor, int]] = []
-        self._proven = False
         for name, first in parameters[0].items():
             self._add(name, [item[name] for item in parameters], first.requires_grad)
         for name in buffers[0]:
             self._add(name, [item[name] for item in buffers], False, moves=name in moving)
+        self._before = [torch.empty_like(item) for item in self.kept.values()]
         self._wide = _Wide(self.strategies)
 
     def _add(self, name: str, each: list[Tensor], learns: bool, *, moves: bool = False) -> None:
@@ -142,17 +142,18 @@ class Stack:
             output = functional_call(network, {**self.shared, **kept, **learned}, (x_BCHW, tasks))  # type: ignore[arg-type]
             return output, criterion(output, y_B)
 
-        before = {} if self._proven else {name: item.clone() for name, item in self.kept.items()}
+        kept = list(self.kept.values())
+        if kept:
+            torch._foreach_copy_(self._before, kept)
         try:
             with _unanchored(network):
                 outputs, losses = vmap(one)(self.learned, self.kept, x_NBCHW, y_NB)
             if losses.requires_grad:
                 losses.sum().backward()
         except Exception:
-            for name, item in before.items():  # statistics that had moved before it failed
-                self.kept[name].copy_(item)
+            if kept:  # statistics may have moved before it failed
+                torch._foreach_copy_(kept, self._before)
             raise
-        self._proven = True
         return outputs.detach(), losses.detach()
 
     def update(self, found: tuple[Tensor, Tensor]) -> list[Answer]:
