@@ -99,7 +99,7 @@ def build_strategy(
         eval_batch_size=modality.eval_batch_size(stream, network),
         epochs=task_epochs(config, stream, recipe),
         iterations=trainer.iterations,
-        channels_last=trainer.channels_last,
+        channels_last=_channels_last(config, network, recipe),
         reset_optimizer=trainer.reset_optimizer,
         criterion=modality.criterion(network),
         cache_bytes=int(trainer.cache_gb * 2**30) if trainer.prefix_cache else 0,
@@ -128,6 +128,22 @@ def build_strategy(
     _check_mixing(recipe, workshop)
     recipe.check(network.adapter, workshop)
     return recipe, workshop
+
+
+def _channels_last(config: DictConfig, network: TaskNetwork, recipe: Strategy) -> bool:
+    """The format of images and weights: with `auto` channels-last where convolutions are faster in it.
+
+    That is on the CPU, and on CUDA where half precision computes on tensor cores; a network of prompts has one
+    convolution, and a vision transformer behind it.
+    """
+    trainer = config.trainer
+    if trainer.channels_last != "auto":
+        return bool(trainer.channels_last)
+    convolutions = any(isinstance(module, torch.nn.Conv2d) for module in network.modules())
+    if not convolutions or network.prompted or network.reads_text or recipe.flattens_gradients:
+        return False
+    kind = choose_device(trainer.device).type
+    return kind == "cpu" or (kind == "cuda" and trainer.precision == "bfloat16")
 
 
 def task_epochs(config: DictConfig, stream: TaskStream, recipe: Strategy) -> tuple[int, ...]:

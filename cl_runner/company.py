@@ -45,7 +45,7 @@ class Member:
     answer: Any = None
     switching: bool = True
     thread: int = 0
-    _turn: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    _turn: Any = field(default_factory=lambda: _held())
     _left: Any = None
 
     @contextlib.contextmanager
@@ -79,6 +79,13 @@ class Member:
             raise answer
         assert answer is not None, "who computes a common step answers everyone"
         return answer
+
+
+def _held() -> Any:
+    """A lock that is held: whoever waits for it goes on when another thread lets go of it."""
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
 
 
 class Company:
@@ -181,7 +188,9 @@ class Company:
         for member in members:
             waits = member.stop.ask(name)
             if (at_once or not waits) and not member.switching and self._running is member:
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(member.thread), ctypes.py_object(KeyboardInterrupt))
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                    ctypes.c_ulong(member.thread), ctypes.py_object(KeyboardInterrupt)
+                )
 
 
 @dataclass

@@ -35,8 +35,8 @@ from cl_runner.training.capture import step_for
 from cl_runner.training.meter import Meter
 from cl_runner.training.monitor import TrainingMonitor
 from cl_runner.training.plugin import AdapterPlugin
-from cl_runner.training.together import in_company
 from cl_runner.training.timing import NoTimer
+from cl_runner.training.together import in_company
 from cl_runner.training.unchanged import Unchanged
 from cl_runner.watching import account_for, traced
 
@@ -80,6 +80,7 @@ def learn(
         timer.mark("building")
         with traced(config, folder, recorder, run.strategy):
             run.go_on(checkpoint)
+    network.to(memory_format=torch.contiguous_format)  # as files of weights have them
     _export(config, network, recorder)
     monitor, guard = run.monitor, run.strategy.guard
     rate = monitor.images / monitor.training_seconds if monitor.training_seconds else None

@@ -48,10 +48,9 @@ class Stop:
 
     def ask(self, name: str) -> bool:
         """Asks what goes on in another thread to end; returns whether it will, once it has been kept."""
-        if self._waits and self.requested is None:
-            self.requested = name
-            return True
-        return False
+        if self._waits:
+            self.requested = self.requested or name
+        return self._waits
 
     def heard(self, signum: int, frame: Any) -> None:
         """Handles a signal."""

@@ -84,7 +84,7 @@ def prepare(config: DictConfig, recorder: Recorder, timer: NoTimer | None = None
     assert stream.store is not None
     modality.meet(stream, network)
     stream.store.to(device, config.trainer.data_placement)
-    memory_format = torch.channels_last if config.trainer.channels_last else torch.preserve_format
+    memory_format = torch.channels_last if workshop.channels_last else torch.preserve_format
     network.to(device).to(memory_format=memory_format)
     workshop = dataclasses.replace(workshop, eval_batch_size=modality.eval_batch_size(stream, network))  # known by now
     return Stage(modality, stream, network, recipe, workshop, device)
@@ -125,7 +125,9 @@ def assemble(
     )
     meter = modality.meter(stream, network)
     watchers = [monitor, meter, AdapterPlugin(network)]
-    workshop = dataclasses.replace(workshop, lane=modality.lane(stream))
+    lane = modality.lane(stream)
+    lane.channels_last = workshop.channels_last
+    workshop = dataclasses.replace(workshop, lane=lane)
     strategy = recipe.build(workshop, watchers, evaluator or NoMetrics())
     return monitor, meter, strategy
 

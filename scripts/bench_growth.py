@@ -1,13 +1,14 @@
 """How a run's cost grows with its tasks: a stream of fifty, with a set per task, with one set for all, and with none.
 
-    python scripts/bench_growth.py [--methods convlora lora none] [--json FILE] [--csv FILE] [--plot docs/images/growth.png]
+    python scripts/bench_growth.py [--methods convlora lora none] [--json FILE] [--csv FILE] [--plot FILE]
     python scripts/bench_growth.py --read FILE --plot FILE        draws the figures of an earlier call again
 
-Every method is a whole run of cl-run, checkpoints included, on random 32x32 images in the place of CIFAR-100's, 50 tasks
-of two classes. After each task the tasks so far are evaluated. Measured after each task: seconds of training, seconds of
-evaluation and the number of test images evaluated, resident memory of the process and bytes of what the network stores,
-seconds and bytes of the task's checkpoints. Each is fitted by a line over the tasks: the slope, and the mean of the last
-ten tasks by that of the first ten. The first task is left out: there libraries warm up, and the base learns.
+Every method is a whole run of cl-run, checkpoints included, on random 32x32 images in the place of CIFAR-100's, 50
+tasks of two classes. After each task the tasks so far are evaluated. Measured after each task: seconds of training,
+seconds of evaluation and the number of test images evaluated, resident memory of the process and bytes of what the
+network stores, seconds and bytes of the task's checkpoints. Each is fitted by a line over the tasks: the slope, and the
+median of the last ten tasks by that of the first ten. The first task is left out: there libraries warm up, and the base
+learns.
 """
 
 from __future__ import annotations
@@ -132,7 +133,8 @@ def report(method: str, rows: list[dict[str, float]]) -> dict[str, Any]:
     }
     units = {
         "training": (1e3, "ms a task"), "evaluation": (1e6, "us a test image"), "resident": (1e-3, "kB a task"),
-        "stored": (1e-3, "kB a task"), "checkpoint_seconds": (1e3, "ms a task"), "checkpoint_bytes": (1e-3, "kB a task"),
+        "stored": (1e-3, "kB a task"), "checkpoint_seconds": (1e3, "ms a task"),
+        "checkpoint_bytes": (1e-3, "kB a task"),
     }  # fmt: skip
     print(f"\n{METHODS[method]}: {len(rows)} tasks")
     print(f"  {'':20s}{'at the start':>14s}{'slope':>12s}{'':18s}{'r^2':>6s}  last ten / first ten tasks")
@@ -166,7 +168,9 @@ def draw(runs: dict[str, list[dict[str, float]]], place: Path) -> None:
             line = fitted(rows, of, over)
             axis.plot(x, y, MARKS[method], color=COLOURS[method], markersize=3.5, label=METHODS[method])
             ends = [min(x), max(x)]
-            axis.plot(ends, [factor * (line["offset"] + line["slope"] * end) for end in ends], color=COLOURS[method], lw=1)
+            axis.plot(
+                ends, [factor * (line["offset"] + line["slope"] * end) for end in ends], color=COLOURS[method], lw=1
+            )
         axis.set(title=title, xlabel=label, ylabel=unit)
         axis.set_ylim(bottom=0, top=1.15 * max(factor * row[of] for rows in runs.values() for row in rows[1:]))
         axis.grid(alpha=0.3)
@@ -180,7 +184,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--tasks", type=int, default=50)
-    parser.add_argument("--images", type=int, default=100, help="training images of a class; test images are half of it")
+    parser.add_argument("--images", type=int, default=40, help="training images of a class; test images are half of it")
     parser.add_argument("--epochs", type=int, default=3, help="of each task")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--typed", nargs="*", default=[], help="further overrides of cl-run")

@@ -6,9 +6,10 @@
 All train the same network on the same random 32x32 images with the same batch size, epochs and optimiser.
 `stock_avalanche` and `plain` augment each sample with torchvision's transforms, as their users do; `ours` augments on
 the training lane; `compute_only` runs forward, loss, backward and update on batches made beforehand; `augment_only`
-makes the lane's batches, augmented and normalised, and does nothing with them. `ours_fastest` is ours with channels-last
-and bfloat16, on networks of more than two convolutions. The ways take turns within every repeat, so that a machine that
-slows down slows all of them. Printed: median images/s, spread (min to max), ratios within the repeats.
+makes the lane's batches, augmented and normalised, and does nothing with them. These compute in float32 and in torch's
+own memory format; `ours_fastest`, on networks of more than two convolutions, channels-last and in bfloat16. The ways
+take turns within every repeat, so that a machine that slows down slows all of them. Printed: median images/s, spread
+(min to max), ratios within the repeats.
 """
 
 from __future__ import annotations
@@ -252,9 +253,9 @@ def ours(
     from cl_runner.stage import assemble
     from cl_runner.training.capture import step_for
 
-    settings = [f"trainer.epochs={case['epochs']}"]
+    settings = [f"trainer.epochs={case['epochs']}", f"trainer.channels_last={str(fastest).lower()}"]
     if fastest:
-        settings += ["trainer.channels_last=true", "trainer.precision=bfloat16"]
+        settings += ["trainer.precision=bfloat16"]
     stream, config = one_task(images, labels, augment, device, case["batch"], *settings)
     module = network(case)
     wrapped = Network(
@@ -332,11 +333,12 @@ def machine(options: argparse.Namespace) -> dict[str, Any]:
     versions = {
         name: metadata.version(name) for name in ("torch", "torchvision", "avalanche-lib", "pytorchcv", "numpy")
     }
-    if options.device == "cuda":
+    device = getattr(options, "device", "cpu")
+    if device == "cuda":
         cpu += f", {torch.cuda.get_device_name()}"
     return {
         "cpu": cpu,
-        "device": options.device,
+        "device": device,
         "threads": options.threads,
         "python": platform.python_version(),
         **versions,

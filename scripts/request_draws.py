@@ -283,6 +283,9 @@ class Draws:
         gone += ["tracking.wandb"] if "tracking.wandb" in values else []
         gone += ["adapter.lambda_order"] if values.get("adapter.training") == "random_rank" else []
         gone += ["trainer.checkpoint_epochs", "adapter.schedule_from", "adapter.update", "adapter.eval_ranks_at"]
+        if not self.data:  # a plan trains and evaluates nothing
+            gone += ["trainer.profile", "trainer.trace_steps", "evaluate_unchanged"]
+        gone += ["trainer.prefix_cache", "trainer.cache_gb"] if drawn.chosen("strategy") != "naive" else []
         gone += ["optimizer.betas"] if len(values.get("optimizer.betas", [0, 0])) != 2 else []
         for key in [key for key in values if key.startswith(tuple(gone)) and not key.startswith("-")]:
             values.pop(key)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from cl_runner.benchmarks.stream import Task, TaskStream
 from cl_runner.config.checks import build, settle
 from cl_runner.config.compose import compose
 from cl_runner.stage import assemble
+from cl_runner.training import features
 from cl_runner.training.task_aware import TaskAwareNetwork
 
 CLASSES = 2  # of a task
@@ -53,7 +55,7 @@ class Outcome:
         matrix: accuracies after each task.
         answers: logits of all images at the end, under the last task.
         seen: samples that the network's first convolution computed, by task: in steps, besides them while the task was
-            trained, and while all tasks were evaluated after it.
+            trained, and while all tasks were evaluated after it; apart from the search for a cut.
         strategy: Avalanche's.
     """
 
@@ -140,7 +142,7 @@ class Counter:
 
     def taken(self) -> dict[str, int]:
         """The counts since the last time."""
-        found = {"steps": 0, "besides": 0, "evaluation": 0} | self.counts
+        found = {what: self.counts.get(what, 0) for what in ("steps", "besides", "evaluation")}
         self.counts.clear()
         return found
 
@@ -187,12 +189,13 @@ def learn(
     strategy.step.learn = counter.during("steps", strategy.step.learn)
     evaluate = counter.during("evaluation", strategy.eval)
     scenario, seen, matrix = avalanche_benchmark(tasks), [], []
-    for experience in scenario.train_stream:
-        strategy.train(experience, eval_streams=[])
-        meter.clear()
-        evaluate(scenario.test_stream)
-        matrix.append([meter.accuracies[task] for task in range(n_tasks)])
-        seen.append(counter.taken())
+    with mock.patch.object(features, "find_cut", counter.during("probe", features.find_cut)):
+        for experience in scenario.train_stream:
+            strategy.train(experience, eval_streams=[])
+            meter.clear()
+            evaluate(scenario.test_stream)
+            matrix.append([meter.accuracies[task] for task in range(n_tasks)])
+            seen.append(counter.taken())
     with torch.no_grad():
         x, _ = tasks.store.batch(torch.arange(len(tasks.store)))
         answers = net.eval().for_task(x, n_tasks - 1)

@@ -57,7 +57,7 @@ class Tape(TorchDispatchMode):
             raise
 
     @torch.no_grad()
-    def replay(self) -> None:
+    def repeat(self) -> None:
         """Does every operation again, into the memory of the first time."""
         for function, args, kwargs, result in self.operations:
             again = function(*args, **kwargs)

@@ -76,20 +76,20 @@ def test_recorded_steps_give_the_same_run(
     step, told = compared(monkeypatch, tmp_path, f"optimizer={optimizer}", *adapter)
     assert not told
     assert step.recorded == 4, "whole batches and the last ones, in both tasks"
-    assert step.replayed > 20
+    assert step.repeated > 20
 
 
 def test_without_task_labels_and_with_a_shared_head(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No mask, no routing."""
     step, _ = compared(monkeypatch, tmp_path, "benchmark.task_labels=false", "adapter=none")
-    assert step.replayed > 20
+    assert step.repeated > 20
 
 
 def test_a_schedule_reaches_the_recorded_optimiser(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The learning rate changes at every step; it is a float32 in the graph, hence the tolerance."""
     typed = ("adapter=convlora", "adapter.rank=1", "scheduler=cosine", "optimizer.lr=0.05")
     step, _ = compared(monkeypatch, tmp_path, *typed, exact=False)
-    assert step.replayed > 20
+    assert step.repeated > 20
     other, _, _ = run_with(monkeypatch, tmp_path / "b", lambda tell: Step(), *typed[:2], "optimizer.lr=0.05")
     run, _, _ = run_with(monkeypatch, tmp_path / "c", lambda tell: CapturedStep(tell, Tape), *typed)
     name = next(name for name in network_state(run.network) if name.endswith(".A"))
@@ -125,7 +125,7 @@ def test_what_cannot_be_recorded_is_computed_as_it_is_and_said_once(
 ) -> None:
     """The run is the plain one, and one line says why."""
     step, told = compared(monkeypatch, tmp_path, *typed)
-    assert step.recorded == step.replayed == 0
+    assert step.recorded == step.repeated == 0
     assert len(told) == 1 and reason in told[0]
 
 
@@ -152,7 +152,7 @@ def test_every_shape_of_batch_has_a_graph_up_to_a_limit() -> None:
     step._reason, step._memory = None, []
     learned: list[int] = []
     step._record = lambda strategy, key, images, labels, tasks: step._graphs.setdefault(key, object())  # type: ignore
-    step._replay = lambda strategy, found: learned.append(1)  # type: ignore[method-assign]
+    step._repeat = lambda strategy, found: learned.append(1)  # type: ignore[method-assign]
 
     class Strategy:
         model = type("Model", (), {"task_labels": True, "training": True})()
@@ -188,6 +188,6 @@ def test_recorded_on_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, adap
     run, step, told = run_with(
         monkeypatch, tmp_path / "graph", lambda tell: CapturedStep(tell, lambda: CudaGraph()), *typed
     )
-    assert not told and step.replayed > 20
+    assert not told and step.repeated > 20
     for name, value in network_state(plain.network).items():
         torch.testing.assert_close(network_state(run.network)[name], value, rtol=1e-3, atol=1e-4)

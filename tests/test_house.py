@@ -256,6 +256,7 @@ def test_no_method_is_named_in_the_trainer():
             for word in words:
                 parts = {part for part in str(word).lower().replace(".", "_").split("_")}
                 found += [f"{file.name}: {word}" for _ in methods & parts]
+    found.remove("capture.py: replay")  # torch's name for launching a CUDA graph once more
     assert not found
     keys = (CONFIGS / "trainer" / "default.yaml").read_text().lower()
     assert not [method for method in methods if f"{method}:" in keys or f"{method}_" in keys]

@@ -12,17 +12,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from builders import images, network
 from sweep_helpers import CELLS, QUICK, cells, matrices, rows
 from torch import nn
 
 from cl_runner import cli
+from cl_runner.benchmarks.store import ImageStore
 from cl_runner.company import Company, Member, Process
 from cl_runner.training import together
 from cl_runner.training.stacked import Stack
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
-SMALL = [*QUICK, "trainer.epochs=2", "trainer.log_every=1", "optimizer.lr=0.01"]
+SMALL = [*QUICK, "trainer.batch_size=6", "trainer.epochs=2", "trainer.log_every=1", "optimizer.lr=0.01"]
 SHARED = ["launcher=gpu_shared"]
 CLOSE = 1e-5  # relative, of single losses: sums in another order
 
@@ -83,7 +85,9 @@ def test_taking_turns_changes_no_number(alone, switches):
     """Augmentation, dropout and replay draw from every generator there is; each cell has its own."""
     drawing = ["seed=0,1,2", "strategy=replay", "strategy.mem_size=6", "benchmark.augmentation=flip"]
     expected, rows_of = alone(*drawing)
-    assert cli.execute(["-m", *SHARED, "hydra.launcher.mode=interleaved", "hydra.launcher.cells=2", *SMALL, *drawing]) == 0
+    assert (
+        cli.execute(["-m", *SHARED, "hydra.launcher.mode=interleaved", "hydra.launcher.cells=2", *SMALL, *drawing]) == 0
+    )
     assert {seed: losses(cell) for seed, cell in cells().items()} == expected
     assert matrices() == rows_of and len(set(rows_of.values())) > 1
     assert switches[-1].switches >= len(expected[0]), "they did take turns"
@@ -103,28 +107,41 @@ def test_stacked_seeds_and_rates_learn_what_each_learns_alone(alone, common):
 def test_what_cannot_be_stacked_is_said_once_and_takes_turns(alone, common):
     typed = ["seed=0,1", "strategy=ewc"]
     expected, rows_of = alone(*typed)
-    assert cli.execute(["-m", *SHARED, *SMALL, *typed]) == 0
+    assert cli.execute(["-m", *SHARED, "hydra.launcher.mode=stacked", *SMALL, *typed]) == 0
     assert {seed: losses(cell) for seed, cell in cells().items()} == expected and matrices() == rows_of
     found = [text for cell in cells().values() for text in told(cell) if "not computed together" in text]
     assert len(found) == 1 and "every step" in found[0]
     assert not common[0].together
 
 
-def test_one_bad_cell_leaves_the_others_alone(common, capfd):
-    """A rate at which the loss leaves the numbers: that cell fails, the one stacked with it does not notice."""
-    typed = ["optimizer.lr=0.01,1e30", "seed=0", "optimizer=sgd"]
-    quick = [item for item in SMALL if not item.startswith("optimizer.lr")]
-    assert cli.execute(["-m", *SHARED, *quick, *typed]) == 1
+@pytest.fixture
+def spoiled(monkeypatch):
+    """Weights of the second cell are no numbers as soon as it begins to train."""
+    begin = together.SharedStep.begin_epoch
+
+    def spoil(self, strategy):
+        if self._member.number == 1:
+            next(item for item in strategy.model.parameters() if item.requires_grad).data.fill_(float("nan"))
+        begin(self, strategy)
+
+    monkeypatch.setattr(together.SharedStep, "begin_epoch", spoil)
+
+
+def test_one_bad_cell_leaves_the_others_alone(alone, common, spoiled):
+    """That cell fails at its first step; the one that is stacked with it does not notice."""
+    rates = "optimizer.lr=0.01,0.02,0.03"
+    assert cli.execute(["-m", *SHARED, "hydra.launcher.mode=stacked", *SMALL[:-1], rates]) == 1
     assert common[0].together
-    table = rows(CELLS / "table.csv")
-    assert sorted(row["status"] for row in table) == ["done", "failed"]
-    assert "optimizer.lr" in next(row["error"] for row in table if row["status"] == "failed")
-    (done,) = [cell for cell in CELLS.glob("*") if (cell / "DONE").exists()]
-    shared = losses(done)
-    assert cli.execute(["-m", *quick, "optimizer.lr=0.01", "optimizer=sgd", "seed=0", "output_root=alone"]) == 0
-    (one,) = Path("alone/sweeps/quickstart").glob("*/DONE")
-    np.testing.assert_allclose(shared, losses(one.parent), rtol=CLOSE)
+    table = {row["settings"]: row for row in rows(CELLS / "table.csv")}
+    assert [row["status"] for row in table.values()].count("done") == 2
+    bad = table["optimizer.lr=0.02"]
+    assert bad["status"] == "failed" and "step 1 of epoch 1" in bad["error"] and "optimizer.lr" in bad["error"]
     assert not list(CELLS.glob("*/.lock"))
+    for cell in [place.parent for place in CELLS.glob("*/DONE")]:
+        rate = yaml.safe_load((cell / "config.yaml").read_text())["optimizer"]["lr"]
+        assert cli.execute([*SMALL[:-1], f"optimizer.lr={rate}", f"output_root=alone_{rate}"]) == 0
+        (one,) = Path(f"alone_{rate}/quickstart").glob("*/DONE")
+        np.testing.assert_allclose(losses(cell), losses(one.parent), rtol=CLOSE)
 
 
 @pytest.mark.parametrize("mode", ["interleaved", "stacked"])
@@ -146,7 +163,8 @@ def test_interrupted_cells_go_on_where_they_were(alone, mode, monkeypatch):
     assert len(threading.enumerate()) == before and not list(CELLS.glob("*/.lock"))
     for cell in cells().values():
         assert json.loads((cell / "summary.json").read_text())["status"] == "interrupted"
-        assert any("in task 1" in file.read_text() for file in (cell / "checkpoints").rglob("*.json"))
+        kept = [json.loads(file.read_text())["content"]["where"] for file in (cell / "checkpoints").glob("*.json")]
+        assert any("in task 1" in where for where in kept), kept
     reached = {seed: len(losses(cell)) for seed, cell in cells().items()}
     assert all(0 < count < len(expected[seed]) for seed, count in reached.items())
     assert cli.execute(typed) == 0
@@ -156,11 +174,10 @@ def test_interrupted_cells_go_on_where_they_were(alone, mode, monkeypatch):
     assert cli.execute(typed) == 0, "and then there is nothing to do"
 
 
-def test_fail_fast_begins_no_further_cell(capfd):
-    typed = ["optimizer=sgd", "optimizer.lr=1e30", "seed=0,1,2,3", "fail_fast=true"]
-    quick = [item for item in SMALL if not item.startswith("optimizer.lr")]
-    assert cli.execute(["-m", *SHARED, "hydra.launcher.cells=1", *quick, *typed]) == 1
-    assert "3 of 4 cells were not begun" in capfd.readouterr().err
+def test_fail_fast_begins_no_further_cell(spoiled, capfd):
+    assert cli.execute(["-m", *SHARED, "hydra.launcher.cells=1", *SMALL, "seed=0,1,2,3", "fail_fast=true"]) == 1
+    assert "2 of 4 cells were not begun" in capfd.readouterr().err
+    assert set(matrices()) == {0}
 
 
 @pytest.mark.parametrize(
@@ -198,8 +215,11 @@ def test_the_process_is_as_it_was_left():
 
     before = Process.now()
     threads = [threading.Thread(target=work, args=(Member(company, number),)) for number in (1, 2)]
-    for thread in threads:
-        thread.start()
+    with Member(company).at_work():  # until both wait for their turn
+        for thread in threads:
+            thread.start()
+        while len(company._queue) < 2:
+            time.sleep(0.001)
     for thread in threads:
         thread.join()
     before.put_back()
@@ -221,7 +241,7 @@ def test_gradients_and_statistics_of_stacked_networks(options):
             self.model.begin_task([1])
             self._criterion = nn.functional.cross_entropy
             open_ = [item for item in self.model.parameters() if item.requires_grad]
-            self.optimizer = torch.optim.Adam(open_, lr=0.01, fused=True)
+            self.optimizer = torch.optim.SGD(open_, lr=0.05, momentum=0.9, fused=True)
             labels = torch.randint(2, (6,), generator=torch.Generator().manual_seed(seed)) + 2
             self.mbatch = [images(6, seed=seed), labels, torch.ones(1, dtype=torch.long).expand(6)]
 
@@ -246,3 +266,12 @@ def test_gradients_and_statistics_of_stacked_networks(options):
             torch.testing.assert_close(value, state[name], rtol=1e-4, atol=1e-6)
     moved = dict(stacked[0].model.named_parameters())
     assert all(torch.equal(moved[name].detach(), item[0]) for name, item in stack.learned.items()), "views, no copies"
+
+
+def test_runs_at_the_same_time_hold_the_images_once():
+    """The meta device stands for a GPU: another device, to which images are sent."""
+    pixels = torch.zeros(4, 1, 2, 2, dtype=torch.uint8)
+    rest = {"labels": np.zeros(4), "tasks": np.zeros(4), "mean": (0.5,), "std": (0.5,)}
+    first, second, other = (ImageStore(images=of, **rest) for of in (pixels, pixels, pixels.clone()))
+    sent = [store.to(torch.device("meta")).images_NCHW for store in (first, second, other)]
+    assert sent[0] is sent[1] and sent[0] is not sent[2] and sent[0].device.type == "meta"

@@ -54,7 +54,7 @@ def linear(
         kind = torch.get_autocast_dtype(x.device.type)
         x, left, right = x.to(kind), left.to(kind), right.to(kind)
         bias = None if bias is None else bias.to(kind)
-    y: Tensor = MergedLinear.apply(x, weight, bias, left, right, transposed)  # type: ignore[no-untyped-call]
+    y: Tensor = MergedLinear.apply(x, weight, bias, left, right, transposed)[0]  # type: ignore[no-untyped-call]
     return y
 
 
@@ -111,20 +111,28 @@ def costs(rows: int, d_in: int, d_out: int, rank: int, *, training: bool) -> tup
 
 
 class MergedLinear(torch.autograd.Function):
-    """y = x (W + L R)^T + b over a frozen W, with gradients of x, b, L and R."""
+    """y = x (W + L R)^T + b over a frozen W, with gradients of x, b, L and R; under vmap too."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, left: Tensor, right: Tensor, transposed: bool
-    ) -> Tensor:
+        x: Tensor, weight: Tensor, bias: Tensor | None, left: Tensor, right: Tensor, transposed: bool
+    ) -> tuple[Tensor, Tensor]:
         """Forms W + L R once; the backward pass uses it again for the gradient of x."""
         merged = merge(weight, left, right, transposed)
-        ctx.save_for_backward(x, merged, left, right)
-        return plain(x, merged, bias, transposed)
+        return plain(x, merged, bias, transposed), merged
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        """Keeps what the backward pass needs."""
+        x, _, _, left, right, _ = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(x, output[1], left, right)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         """dx = g (W + L R); dL = g^T (x R^T); dR = (g L)^T x."""
         x, merged, left, right = ctx.saved_tensors
         g, flat = gradient.reshape(-1, gradient.shape[-1]), x.reshape(-1, x.shape[-1])

@@ -66,17 +66,29 @@ class Cut:
             module that is called again after the cut computes then.
         around: the modules that have begun and not answered at the cut; of theirs, what they own themselves counts.
         images: a batch (n, C, H, W).
+        learning: a cut for training, where what is open has no part in the features, as those would have a graph.
     """
 
     def __init__(
-        self, network: TaskNetwork, name: str, before: Mapping[str, list[Any]], around: Sequence[str], images: Tensor
+        self,
+        network: TaskNetwork,
+        name: str,
+        before: Mapping[str, list[Any]],
+        around: Sequence[str],
+        images: Tensor,
+        *,
+        learning: bool,
     ) -> None:
         self.network, self.name = network, name
         self.key = (name, tuple(before))
         backbone = network.backbone
         self._module = backbone.get_submodule(name)
         self._before = [backbone.get_submodule(item) for item in before]
-        self._around = [backbone.get_submodule(item) for item in around]
+        outer = [backbone.get_submodule(item) for item in around]
+        beside = [
+            item for module in outer for item in (*module.parameters(recurse=False), *module.buffers(recurse=False))
+        ]
+        self._beside = [item for item in beside if not (learning and item.requires_grad)]
         self._like = images, list(before.values())
         self._blanks: dict[int, tuple[Tensor, list[list[Any]]]] = {}
 
@@ -122,13 +134,8 @@ class Cut:
 
     def tensors(self) -> list[Tensor]:
         """Every tensor that the prefix's output may depend on."""
-        found: list[Tensor] = []
-        for module in self._before:
-            found += [*module.parameters(), *module.buffers()]
-        for module in self._around:  # one that is open is used after the cut alone, else the cut would not stand
-            own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-            found += [item for item in own if not item.requires_grad]
-        return found
+        inside = [item for module in self._before for item in (*module.parameters(), *module.buffers())]
+        return [*inside, *self._beside]
 
     def is_still(self) -> bool:
         """Whether nothing in the prefix is open."""
@@ -142,7 +149,8 @@ class Cut:
 def blank(like: Any, n: int, wanted: int) -> Any:
     """NaN in the shape of an answer to n samples, for another number of them; one number in memory, seen often.
 
-    Where there is no NaN, as among whole numbers, it is zero. A first dimension that n divides holds samples, or windows of samples.
+    Where there is no NaN, as among whole numbers, it is zero. A first dimension that n divides holds samples, or
+    windows of samples.
     """
     if isinstance(like, list | tuple):
         return type(like)([blank(item, n, wanted) for item in like])

@@ -5,12 +5,14 @@ Shapes: N samples, C channels, H height, W width.
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from cl_runner.benchmarks.segments import Images, Segments, upload
 
@@ -125,7 +127,7 @@ class ImageStore:
         if device.type == host.device.type == "cpu":
             return host
         if isinstance(host, Tensor) and self.used is None:
-            return host.to(device)
+            return _sent(host, device)
         return upload(host, self.used, device)
 
     def batch(self, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -155,6 +157,19 @@ class ImageStore:
             std = torch.tensor(self.std, dtype=torch.float64).view(-1, 1, 1)
             self._affine[key] = ((1 / (255 * std)).float().to(device), (-mean / std).float().to(device))
         return self._affine[key]
+
+
+_on_devices: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def _sent(host: Tensor, device: torch.device) -> Tensor:
+    """Images on a device; the same memory for all runs of this process that hold them there at the same time."""
+    places = _on_devices.setdefault(host, {})
+    there: Tensor | None = places[device]() if device in places else None
+    if there is None:
+        there = host.to(device)
+        places[device] = weakref.ref(there)
+    return there
 
 
 @dataclass(frozen=True)

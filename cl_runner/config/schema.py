@@ -20,7 +20,7 @@ class Trainer:
     device: str = option("auto", choices=("auto", "cpu", "cuda", "mps"))
     threads: int | None = option(None, low=1, high=1024)
     precision: str = option("float32", choices=("float32", "bfloat16"))
-    channels_last: bool = False
+    channels_last: bool | str = option("auto", choices=(True, False, "auto"))
     compile: bool | str = option("auto", choices=(True, False, "auto"))
     deterministic: bool = False
     patience: int | None = option(None, low=1, high=MOST_EPOCHS)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import queue
 import threading
 from collections.abc import Iterable, Sequence
@@ -11,9 +11,9 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import yaml
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus, env_override
+from hydra.plugins.launcher import Launcher
 from omegaconf import OmegaConf, read_write
 
 from cl_runner.config.identity import what_matters
@@ -33,9 +33,9 @@ class Sharing:
     """The keys of `hydra.launcher` with `launcher=gpu_shared`.
 
     Attributes:
-        mode: interleaved: a step of each in turn, on a GPU each on a stream of its own. stacked: the steps of cells that
-            differ in nothing but seed, learning rate and weight decay are computed as one; others take turns. auto: stacked
-            where at least two cells can be.
+        mode: interleaved: a step of each in turn, on a GPU each on a stream of its own. stacked: the steps of cells
+            that differ in nothing but seed, learning rate and weight decay are computed as one; others take turns.
+            auto: stacked on a GPU, else interleaved.
         cells: how many at once, 1 to 64.
     """
 
@@ -49,7 +49,8 @@ class Sharing:
         Raises:
             RequestError: there is no such key, or its value is out of range.
         """
-        given = {key: value for key, value in OmegaConf.to_container(node).items() if key != "_target_"}
+        content: dict[str, Any] = OmegaConf.to_container(node)  # type: ignore[assignment]
+        given = {key: value for key, value in content.items() if key != "_target_"}
         known = [field.name for field in fields(cls)]
         for key in given:
             if key not in known:
@@ -75,7 +76,7 @@ class Shared(Engine):
         sharing: how.
     """
 
-    def __init__(self, launcher: BasicLauncher, ticket: Ticket, sharing: Sharing) -> None:
+    def __init__(self, launcher: Launcher, ticket: Ticket, sharing: Sharing) -> None:
         super().__init__(launcher, ticket)
         self._sharing = sharing
         self._ended: queue.SimpleQueue[Cell] = queue.SimpleQueue()
@@ -107,7 +108,10 @@ class Shared(Engine):
         """What a cell has in common with those that it can be computed with; None where it is not to be."""
         if self._sharing.mode == "interleaved" or self._sharing.cells == 1 or cell.folder is None:
             return None
-        content = what_matters(yaml.safe_load(cell.text)["request"])
+        request = yaml.safe_load(cell.text)["request"]
+        if self._sharing.mode == "auto" and not _on_gpu(request["trainer"]["device"]):
+            return None
+        content = what_matters(request)
         for *path, last in MAY_DIFFER:
             node: Any = content
             for part in path:
@@ -122,33 +126,30 @@ class Shared(Engine):
         from cl_runner.company import Company, Process  # these import torch
         from cl_runner.training.together import CommonSteps
 
-        before, waiting, running = Process.now(), list(cells), 0
+        before, waiting = Process.now(), list(cells)
         company = Company(CommonSteps() if key is not None else None)
         try:
-            while waiting or running:
-                while waiting and running < self._sharing.cells:
+            while waiting or self._members:
+                while waiting and len(self._members) < self._sharing.cells:
                     self._start(waiting.pop(0), company, key)
-                    running += 1
                 self._ended.get()
-                running -= 1
         except KeyboardInterrupt as interruption:
             self._halted = True
             self._ticket.halt()
-            self._wind_up(company, str(interruption) or "SIGINT", running)
+            self._wind_up(company, str(interruption) or "SIGINT")
             raise
         finally:
             before.put_back()
 
-    def _wind_up(self, company: Any, name: str, running: int) -> None:
-        """Waits until all cells have been kept; asked once more, they end at once."""
-        at_once = False
-        while running:
-            company.interrupt(list(self._members.values()), name, at_once=at_once)
+    def _wind_up(self, company: Any, name: str) -> None:
+        """Waits until all cells have been kept; asked once more, the one that is at work ends at once."""
+        company.interrupt(list(self._members.values()), name)
+        while self._members:
             try:
-                self._ended.get()
-                running -= 1
+                with contextlib.suppress(queue.Empty):
+                    self._ended.get(timeout=0.1)
             except KeyboardInterrupt:
-                at_once = True
+                company.interrupt(list(self._members.values()), name, at_once=True)
 
     def _start(self, cell: Cell, company: Any, key: str | None) -> None:
         from cl_runner.company import Member
@@ -163,8 +164,10 @@ class Shared(Engine):
                     _own_stream()
                     self._one(cell)
         except BaseException as error:  # noqa: B902, the thread's last word: KeyboardInterrupt is how it is ended
-            ended = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            cell.outcome = Outcome(ended, cell.typed, cell.folder, cell.sweep, f"{type(error).__name__}: {error}")
+            why = f"{type(error).__name__}: {error}"
+            cell.outcome = Outcome("failed", cell.typed, cell.folder, cell.sweep, why)
+            if isinstance(error, KeyboardInterrupt):
+                cell.outcome = Outcome("interrupted", cell.typed, cell.folder, cell.sweep, "interrupted")
         finally:
             del self._members[cell]
             self._ended.put(cell)
@@ -187,6 +190,13 @@ class Shared(Engine):
         value = answer.return_value
         if value is not None:
             cell.outcome = replace(value, typed=cell.typed, folder=cell.folder or value.folder, sweep=cell.sweep)
+
+
+def _on_gpu(device: str) -> bool:
+    """Whether a run with this `trainer.device` computes on a CUDA device."""
+    import torch
+
+    return device == "cuda" or (device == "auto" and torch.cuda.is_available())
 
 
 def _own_stream() -> None:

@@ -75,7 +75,7 @@ class Images(Modality):
         assert isinstance(stream.store, ImageStore)
         generator = torch.Generator().manual_seed(self.config.seed)
         augmentation = Augmentation(stream.augmentation, stream.image_shape[1], generator)
-        return Lane(stream.store, augmentation, self.config.trainer.channels_last)
+        return Lane(stream.store, augmentation)
 
     def meter(self, stream: TaskStream, network: TaskNetwork) -> AccuracyMeter:
         """Accuracy among each task's candidates."""

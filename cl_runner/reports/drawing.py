@@ -71,7 +71,7 @@ def save(figure: Any, path: Path, dpi: int = 150) -> None:
 
 
 def _lay_out(figure: Any, dpi: int) -> None:
-    """Settles the layout once, as saving would: there, a whole pass over the picture comes before the one that draws."""
+    """Settles the layout as saving would, which goes through the whole picture once for that alone."""
     drawn_at, figure.dpi = figure.dpi, dpi
     figure.get_layout_engine().execute(figure)
     figure.set_layout_engine(None)

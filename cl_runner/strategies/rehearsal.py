@@ -64,6 +64,7 @@ class AGEM(Strategy):
 
     protects = True
     mixes_tasks = True
+    flattens_gradients = True
 
     def __init__(self, *, mem_size: int = 500, sample_size: int = 64) -> None:
         self.mem_size, self.sample_size = mem_size, sample_size

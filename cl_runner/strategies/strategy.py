@@ -86,6 +86,7 @@ class Strategy:
         needs_classes: works on class scores, class features or prompts, which a language model does not have.
         protects: keeps what earlier tasks learned from changing, or trains on their data again.
         protects_weights: does so by remembering values of weights.
+        flattens_gradients: as views of their memory, which channels-last ones cannot give.
         reuses_prefix: takes a batch to the network and nowhere else, so that it may hold what a frozen prefix gave for
             the images in their place.
     """
@@ -102,6 +103,7 @@ class Strategy:
     needs_classes: bool = False
     protects_weights: bool = False
     protects: bool = False
+    flattens_gradients: bool = False
     reuses_prefix: bool = False
 
     def check(self, adapter: Adapter, workshop: Workshop) -> None:

@@ -1,4 +1,4 @@
-"""Training steps recorded once on a GPU and replayed: a launch a step, instead of one for every operation."""
+"""Training steps recorded once on a GPU and repeated: a launch a step, instead of one for every operation."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Graph(Protocol):
     def record(self, work: Work) -> None:
         """Runs the function once, and records it."""
 
-    def replay(self) -> None:
+    def repeat(self) -> None:
         """Does the same once more, with what the tensors that it reads hold by now."""
 
 
@@ -38,7 +38,7 @@ class CudaGraph:
     """A CUDA graph.
 
     Args:
-        pool: of memory, shared with the graphs that are replayed in turn with this one.
+        pool: of memory, shared with the graphs that are repeated in turn with this one.
     """
 
     def __init__(self, pool: Any = None) -> None:
@@ -53,12 +53,12 @@ class CudaGraph:
         present.wait_stream(side)
 
     def record(self, work: Work) -> None:
-        """Records, which computes nothing, and replays."""
+        """Records, which computes nothing, and repeats."""
         with torch.cuda.graph(self._graph, pool=self._pool):
             work()
         self._graph.replay()
 
-    def replay(self) -> None:
+    def repeat(self) -> None:
         """Launches the graph."""
         self._graph.replay()
 
@@ -92,7 +92,7 @@ class CapturedStep(Step):
         graph: makes graphs that share memory.
 
     Attributes:
-        recorded, replayed: steps so far.
+        recorded, repeated: steps so far.
     """
 
     def __init__(self, tell: Callable[[str], None], graph: Callable[[], Graph] | None = None) -> None:
@@ -102,7 +102,7 @@ class CapturedStep(Step):
         self._seen: dict[Any, int] = {}
         self._memory: Any = None
         self._reason: str | None = None
-        self.recorded = self.replayed = 0
+        self.recorded = self.repeated = 0
 
     def begin_epoch(self, strategy: Any) -> None:
         """Lets go of what was recorded where the parameters are other ones by now."""
@@ -115,7 +115,7 @@ class CapturedStep(Step):
             self._give_up(self._reason)
 
     def learn(self, strategy: Any) -> bool:
-        """Replays the step on the strategy's batch, or records it, or computes it in the ordinary way."""
+        """Repeats the step on the strategy's batch, or records it, or computes it in the ordinary way."""
         images, labels, tasks = strategy.mbatch[0], strategy.mbatch[1], strategy.mbatch[-1]
         if self._reason is not None or (strategy.model.task_labels and tasks.stride() != (0,)):
             return super().learn(strategy)
@@ -123,7 +123,7 @@ class CapturedStep(Step):
         key = (cut, images.shape, images.dtype, labels.shape, strategy.model.training, int(tasks[0]))
         found = self._graphs.get(key)
         if found is not None:
-            self._replay(strategy, found)
+            self._repeat(strategy, found)
         elif self._seen.get(key, 0) < WARM or len(self._graphs) >= MOST_GRAPHS:
             self._seen[key] = self._seen.get(key, 0) + 1
             learned = [True]
@@ -171,16 +171,16 @@ class CapturedStep(Step):
         self.recorded += 1
         strategy.timer.mark("recorded step")
 
-    def _replay(self, strategy: Any, found: Recorded) -> None:
+    def _repeat(self, strategy: Any, found: Recorded) -> None:
         found.images.copy_(strategy.mbatch[0], non_blocking=True)
         found.labels.copy_(strategy.mbatch[1], non_blocking=True)
         for place, group in enumerate(strategy.optimizer.param_groups):
             if group["lr"] != found.rates_now[place]:
                 found.rates_now[place] = group["lr"]
                 found.rates[place].fill_(group["lr"])
-        found.graph.replay()
+        found.graph.repeat()
         strategy.mb_output, strategy.loss = found.output, found.loss.clone()
-        self.replayed += 1
+        self.repeated += 1
         strategy.timer.mark("recorded step")
 
     def _give_up(self, reason: str) -> None:

@@ -36,7 +36,7 @@ def find_cut(network: Network, images: Tensor, *, learning: bool) -> Cut | None:
     task = network.active if network.learning is None else network.learning
     best: tuple[int, Cut | None] = (-1, None)
     with preserved(network, learning), torch.set_grad_enabled(learning):
-        trace = _trace(network, images, task, moved)
+        trace = _trace(network, images, task, moved, learning)
         trial = Trial(network, images, task, learning)
         for level in _levels(trace):
             for place in [place for place in level if place > best[0]][:CANDIDATES]:
@@ -84,7 +84,11 @@ class Call:
 class Trace:
     """A forward pass of n samples, module by module, up to the first one that moves.
 
+    What a module around others owns itself may be used before a cut or after it. While learning, features without a
+    graph say that nothing open has a part in them; else a module that moves ends the prefix as soon as it begins.
+
     Attributes:
+        learning: whether the cut is for training.
         calls: answers in their order.
         begun: how often each module began, in the whole pass.
         work: multiplications with weights in the whole pass.
@@ -93,6 +97,7 @@ class Trace:
     """
 
     n: int
+    learning: bool
     calls: list[Call] = field(default_factory=list)
     begun: dict[str, int] = field(default_factory=dict)
     work: int = 0
@@ -120,7 +125,7 @@ class Trace:
         for call in past:
             if done.isdisjoint(call.around):
                 before.setdefault(call.name, []).append(call.answer)
-        return Cut(network, past[-1].name, before, past[-1].around, images)
+        return Cut(network, past[-1].name, before, past[-1].around, images, learning=self.learning)
 
 
 def _levels(trace: Trace) -> list[list[int]]:
@@ -132,14 +137,14 @@ def _levels(trace: Trace) -> list[list[int]]:
     return [levels[depth] for depth in sorted(levels)]
 
 
-def _trace(network: Network, images: Tensor, task: int, moved: frozenset[str]) -> Trace:
+def _trace(network: Network, images: Tensor, task: int, moved: frozenset[str], learning: bool) -> Trace:
     """One forward pass, watched."""
-    trace = Trace(len(images))
+    trace = Trace(len(images), learning)
 
     def begins(name: str) -> Any:
         def hook(module: nn.Module, inputs: Any) -> None:
             trace.begun[name] = trace.begun.get(name, 0) + 1
-            trace.moving = trace.moving or name in moved
+            trace.moving = trace.moving or (name in moved and not learning)
             trace.stack.append(name)
 
         return hook

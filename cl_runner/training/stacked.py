@@ -189,7 +189,9 @@ class _Wide:
     def step(self, fine: list[bool]) -> None:
         """Updates the runs whose loss is a number."""
         taking = [strategy for strategy, good in zip(self.strategies, fine, strict=True) if good]
-        first = taking[0].optimizer if taking else None
+        if not taking:
+            return
+        first = taking[0].optimizer
         rates = [_settings(strategy.optimizer) for strategy in taking]
         if type(first) not in TOGETHER or any(rate != rates[0] for rate in rates):
             for strategy in taking:
@@ -238,7 +240,7 @@ def _statistics(network: nn.Module) -> set[str]:
 
 @contextlib.contextmanager
 def _unanchored(network: Any) -> Iterator[None]:
-    """Without the anchor of networks of which nothing trains: inside vmap, answers do not know whether they have one."""
+    """Without the anchor of a network of which nothing trains: within vmap answers cannot say whether they need it."""
     network.anchored = lambda logits: logits
     try:
         yield

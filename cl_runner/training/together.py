@@ -136,4 +136,3 @@ class CommonSteps:
         stack = Stack([member.request for member in group])
         self._stacks[key] = (objects, stack)
         return stack
-
