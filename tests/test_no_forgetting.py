@@ -12,7 +12,10 @@ from cl_runner.benchmarks.classes import SplitDigits
 from cl_runner.modalities.images import build_network
 from cl_runner.training.task_aware import TaskAwareNetwork
 
-WHOLE = "trainer.eval_batch_size=512"  # a task in one batch
+WHOLE = (
+    "trainer.eval_batch_size=512",
+    "trainer.channels_last=false",
+)  # a task in one batch, in the fresh network's format
 
 
 @pytest.mark.parametrize("base", ["first_task", "frozen"])
@@ -26,7 +29,7 @@ def test_later_tasks_leave_the_logits_of_earlier_ones_bit_identical(strategy, ba
     )
     made = watch_assembly(monkeypatch, lambda s: s.plugins.append(watch))
     extra = ["strategy.ewc_lambda=1000"] if strategy == "ewc" else []
-    typed = ["adapter=convlora", "adapter.rank=2", f"adapter.base={base}", f"strategy={strategy}", WHOLE]
+    typed = ["adapter=convlora", "adapter.rank=2", f"adapter.base={base}", f"strategy={strategy}", *WHOLE]
     typed += ["benchmark.n_tasks=5", "trainer.epochs=2", *extra]
     result = small_run(tmp_path, *typed)
     for task in range(5):
