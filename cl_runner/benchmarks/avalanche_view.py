@@ -86,9 +86,9 @@ def sample_ids(dataset: Any) -> Tensor | None:
 
 
 def _items(ids: Any) -> list[int]:
-    """The items of a sequence of ids; those of Avalanche's are looked up one by one, and over a range are its indices."""
-    ranges, indices = getattr(ids, "_datasets", ()), getattr(ids, "_indices", None)
-    if indices is not None and len(ranges) == 1 and isinstance(ranges[0], range) and ranges[0][:1] == range(1):
+    """The items of a sequence; Avalanche's are looked up one by one, and over a range from 0 are its own indices."""
+    sources, indices = list(getattr(ids, "_datasets", ())), getattr(ids, "_indices", None)
+    if indices is not None and len(sources) == 1 and isinstance(sources[0], range) and sources[0].start == 0:
         return list(indices)
     return list(ids)
 

@@ -56,7 +56,7 @@ class CudaGraph:
         """Records, which computes nothing, and repeats."""
         with torch.cuda.graph(self._graph, pool=self._pool):
             work()
-        self._graph.replay()
+        self.repeat()
 
     def repeat(self) -> None:
         """Launches the graph."""

@@ -23,7 +23,8 @@ class Guard:
     """Looks at the loss of every step.
 
     On the CPU, and wherever steps are to be skipped, each loss is read before the backward pass. On a GPU that would
-    wait for the device at every step: there the losses stay on the device, and are read every 50 steps, at the end of an epoch, and before anything is kept.
+    wait for the device at every step: there the losses stay where they are, and are read every 50 steps, at the end of
+    an epoch, and before anything is kept.
 
     Args:
         on_nan: stop (with an error), or skip: the step teaches nothing and is counted.
