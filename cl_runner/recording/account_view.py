@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from rich import box
 from rich.table import Table
@@ -35,7 +35,8 @@ def account_table(account: Mapping[str, Any]) -> Table:
     title = f"where the time went ({steps:,} training steps)"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("part", "", "seconds", "share", "ms a step"):
-        table.add_column(column, justify="left" if column in ("part", "") else "right", no_wrap=True)
+        justify: Literal["left", "right"] = "left" if column in ("part", "") else "right"
+        table.add_column(column, justify=justify, no_wrap=bool(column))  # on a narrow terminal the explanation gives way
     for name, seconds in account["parts"].items():
         each = f"{1000 * seconds / steps:.3f}" if steps and name in account["step_parts"] else ""
         table.add_row(name, MEANS.get(name, ""), f"{seconds:.3f}", _share(seconds, wall), each)
