@@ -78,6 +78,17 @@ def test_a_part_gives_the_same_tensors():
     assert torch.equal(x, lane_x) and torch.equal(labels, lane_labels)
 
 
+def test_a_single_channel_is_last_by_its_strides_so_that_layers_go_on_in_that_format():
+    store = noise_store(20, channels=1)
+    ((x, *_),) = make_lane(store, channels_last=True).training(torch.arange(20), 20)
+    ((plain, *_),) = make_lane(store).training(torch.arange(20), 20)
+    assert x.stride() == (64, 1, 8, 1) and plain.stride() == (64, 64, 8, 1)
+    assert torch.equal(x, plain)
+    layer = torch.nn.Conv2d(1, 4, 3)
+    assert layer(x).is_contiguous(memory_format=torch.channels_last)
+    assert not layer(plain).is_contiguous(memory_format=torch.channels_last)
+
+
 def test_channels_last_changes_the_format_and_no_value():
     store = noise_store()
     plain = [x for x, *_ in make_lane(store, "crop_flip").training(torch.arange(40), 16)]

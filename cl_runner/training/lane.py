@@ -105,7 +105,15 @@ class Lane:
     def prepare(self, images_NCHW: Tensor) -> Tensor:
         """uint8 images to what the network sees."""
         x_NCHW = self.store.normalise(images_NCHW)
-        return x_NCHW.contiguous(memory_format=torch.channels_last) if self.channels_last else x_NCHW
+        return channels_last(x_NCHW) if self.channels_last else x_NCHW
+
+
+def channels_last(x_NCHW: Tensor) -> Tensor:
+    """The same values, channels last in memory; of a single channel the strides alone say so, and layers go by them."""
+    n, channels, height, width = x_NCHW.shape
+    if channels == 1:
+        return x_NCHW.contiguous().view(n, height, width, 1).permute(0, 3, 1, 2)
+    return x_NCHW.contiguous(memory_format=torch.channels_last)
 
 
 def of_one(tasks: Tensor) -> Tensor:
@@ -204,5 +212,5 @@ class CollatedLoader:
         for images, labels, *_, tasks in batches:
             x_NCHW = augmentation.take(images, torch.arange(len(images)), store.black(images.device))
             if self.lane.channels_last:
-                x_NCHW = x_NCHW.contiguous(memory_format=torch.channels_last)
+                x_NCHW = channels_last(x_NCHW)
             yield [x_NCHW.to(store.device, non_blocking=True), labels.to(store.device, non_blocking=True), tasks]
