@@ -36,7 +36,7 @@ def account_table(account: Mapping[str, Any]) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("part", "", "seconds", "share", "ms a step"):
         justify: Literal["left", "right"] = "left" if column in ("part", "") else "right"
-        table.add_column(column, justify=justify, no_wrap=bool(column))  # on a narrow terminal the explanation gives way
+        table.add_column(column, justify=justify, no_wrap=bool(column))  # words give way to figures
     for name, seconds in account["parts"].items():
         each = f"{1000 * seconds / steps:.3f}" if steps and name in account["step_parts"] else ""
         table.add_row(name, MEANS.get(name, ""), f"{seconds:.3f}", _share(seconds, wall), each)
