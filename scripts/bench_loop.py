@@ -3,13 +3,13 @@
     python scripts/bench_loop.py [--json FILE] [--images 4096] [--repeats 5] [--threads 2] [--no-augment]
                                  [--case small | resnet20 | all] [--device cpu]
 
-All train the same network on the same random 32x32 images with the same batch size, epochs and optimiser.
+All train the same network on the same random 32x32 images with the same batch size, epochs and optimiser, in float32.
 `stock_avalanche` and `plain` augment each sample with torchvision's transforms, as their users do; `ours` augments on
-the training lane; `compute_only` runs forward, loss, backward and update on batches made beforehand; `augment_only`
-makes the lane's batches, augmented and normalised, and does nothing with them. These compute in float32 and in torch's
-own memory format; `ours_fastest`, on networks of more than two convolutions, channels-last and in bfloat16. The ways
-take turns within every repeat, so that a machine that slows down slows all of them. Printed: median images/s, spread
-(min to max), ratios within the repeats.
+the training lane and has cl-run's defaults, channels-last for resnet20 on a CPU among them; `compute_only` runs
+forward, loss, backward and update on batches made beforehand, in the same memory format as ours; `augment_only` makes
+the lane's batches, augmented and normalised, and does nothing with them. `ours_fastest`, on networks of more than two
+convolutions, is ours in bfloat16. The ways take turns within every repeat, so that a machine that slows down slows all
+of them. Printed: median images/s, spread (min to max), ratios within the repeats.
 """
 
 from __future__ import annotations
@@ -232,7 +232,14 @@ def one_task(
     task = Task(0, "task_1", tuple(range(CLASSES)), tuple("0123456789"), len(images), len(images), part, None, part)
     name = "crop_flip" if augment else "none"
     stream = TaskStream("bench", (task,), False, CLASSES, (3, 32, 32), tuple(range(CLASSES)), name, store)
-    typed = ["adapter=none", "optimizer=sgd", "optimizer.lr=0.01", f"trainer.batch_size={batch}", *settings]
+    typed = [
+        "adapter=none",
+        "optimizer=sgd",
+        "optimizer.lr=0.01",
+        f"trainer.batch_size={batch}",
+        f"trainer.device={device.type}",
+        *settings,
+    ]
     return stream, compose(typed)
 
 
@@ -253,9 +260,9 @@ def ours(
     from cl_runner.stage import assemble
     from cl_runner.training.capture import step_for
 
-    settings = [f"trainer.epochs={case['epochs']}", f"trainer.channels_last={str(fastest).lower()}"]
+    settings = [f"trainer.epochs={case['epochs']}"]
     if fastest:
-        settings += ["trainer.precision=bfloat16"]
+        settings += ["trainer.channels_last=true", "trainer.precision=bfloat16"]
     stream, config = one_task(images, labels, augment, device, case["batch"], *settings)
     module = network(case)
     wrapped = Network(
@@ -267,8 +274,8 @@ def ours(
     )
     wrapped.adapter = NoAdapter()
     wrapped.adapter.attach(wrapped)
-    wrapped.to(device).to(memory_format=torch.channels_last if fastest else torch.preserve_format)
     recipe, workshop = build_strategy(config, stream, wrapped)
+    wrapped.to(device).to(memory_format=torch.channels_last if workshop.channels_last else torch.preserve_format)
     _, _, strategy = assemble(config, stream, recipe, workshop, Nobody())
     strategy.step = step_for("auto", device, print)
     experience = avalanche_benchmark(stream).train_stream[0]
@@ -307,11 +314,13 @@ def compute_only(
     case: dict[str, Any], images: np.ndarray, labels: np.ndarray, device: torch.device
 ) -> Callable[[], None]:
     """Forward, loss, backward and update on one float batch made beforehand."""
-    model = network(case).to(device)
+    last = device.type == "cpu" and case["backbone"] is not None  # as ours has it
+    memory_format = torch.channels_last if last else torch.contiguous_format
+    model = network(case).to(device).to(memory_format=memory_format)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=True)
     batch = case["batch"]
     x = torch.from_numpy(images[:batch].transpose(0, 3, 1, 2).copy()).float().div(255).sub(0.5).div(0.25).to(device)
-    y = torch.from_numpy(labels[:batch]).to(device)
+    x, y = x.contiguous(memory_format=memory_format), torch.from_numpy(labels[:batch]).to(device)
     steps = -(-len(images) // batch) * case["epochs"]
 
     def run() -> None:

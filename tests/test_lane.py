@@ -89,6 +89,31 @@ def test_a_single_channel_is_last_by_its_strides_so_that_layers_go_on_in_that_fo
     assert not layer(plain).is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ((), True),
+        (("trainer.channels_last=false",), False),
+        (("backbone=resnet20",), True),
+        (("strategy=agem", "strategy.sample_size=5"), False),
+        (("placement=convs", "trainer.precision=bfloat16"), True),
+    ],
+)
+def test_channels_last_where_it_pays(typed, expected):
+    from cl_runner.assembly import build_strategy
+    from cl_runner.config.checks import settle
+    from cl_runner.config.compose import compose
+    from cl_runner.modalities import modality_of
+
+    config = settle(compose([*typed, "trainer.device=cpu"]))
+    modality = modality_of(config)
+    _, stream = modality.open()
+    with torch.device("meta"):
+        network = modality.network(stream, load_weights=False)
+        _, workshop = build_strategy(config, stream, network, modality)
+    assert workshop.channels_last is expected
+
+
 def test_channels_last_changes_the_format_and_no_value():
     store = noise_store()
     plain = [x for x, *_ in make_lane(store, "crop_flip").training(torch.arange(40), 16)]
