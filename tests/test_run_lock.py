@@ -95,7 +95,20 @@ def test_another_host_is_believed_unless_slurm_started_the_job_again(tmp_path, m
         assert holder(cell)["slurm"] == ["17", "1"]
 
 
-def test_a_lock_that_says_nothing_is_believed_for_a_minute(tmp_path):
+def test_a_lock_that_says_nothing_is_of_one_that_was_killed_as_it_made_it(tmp_path):
+    """It is made and filled under flock: seen empty under flock, its maker is gone."""
+    cell = tmp_path / "cell"
+    cell.mkdir()
+    (cell / NAME).touch()
+    with held(cell):
+        assert holder(cell)["pid"] == os.getpid()
+
+
+def test_a_lock_that_says_nothing_is_believed_for_a_minute_where_nothing_locks(tmp_path, monkeypatch):
+    def refuse(handle, how):
+        raise OSError("no locks here")
+
+    monkeypatch.setattr("cl_runner.recording.lock.fcntl.flock", refuse)
     cell = tmp_path / "cell"
     cell.mkdir()
     (cell / NAME).touch()

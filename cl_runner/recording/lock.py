@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 import socket
 import time
@@ -85,14 +86,13 @@ def alive(other: dict[str, Any]) -> bool:
 
 def _take(place: Path) -> None:
     while True:
-        try:
-            file = os.open(place, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-        except FileExistsError:
-            _clear(place)
-            continue
-        with os.fdopen(file, "w", encoding="utf-8") as stream:
-            json.dump(identity(), stream)
-        return
+        with _one_at_a_time(place.parent):  # so that nobody else sees it without its content
+            with contextlib.suppress(FileExistsError):
+                file = os.open(place, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+                with os.fdopen(file, "w", encoding="utf-8") as stream:
+                    json.dump(identity(), stream)
+                return
+        _clear(place)
 
 
 def _clear(place: Path) -> None:
@@ -101,12 +101,12 @@ def _clear(place: Path) -> None:
     Looking and removing are one step; another process that finds it stale, or its holder as it lets go, waits for its
     end. So nobody removes the lock that somebody else has made in the meantime.
     """
-    with _one_at_a_time(place.parent):
+    with _one_at_a_time(place.parent) as alone:
         try:
             text, age = place.read_text(encoding="utf-8"), time.time() - place.stat().st_mtime
         except FileNotFoundError:
             return
-        other = _holder(text, age)
+        other = _holder(text, math.inf if alone else age)  # who made it and wrote nothing is gone, as nobody is at it
         if other is not None:
             who = f"process {other.get('pid', '?')} on {other.get('host', '?')}"
             raise RequestError(
@@ -117,13 +117,14 @@ def _clear(place: Path) -> None:
 
 
 @contextlib.contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Holds flock's lock of the folder itself, which needs no file and ends with its process."""
-    handle = os.open(folder, os.O_RDONLY)
+def _one_at_a_time(folder: Path) -> Iterator[bool]:
+    """Holds flock's lock of the folder, which needs no file and ends with its process; gives whether it could."""
+    handle, alone = os.open(folder, os.O_RDONLY), False
     try:
         with contextlib.suppress(OSError):  # a network file system without locks: then as good as it gets
             fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+            alone = True
+        yield alone
     finally:
         os.close(handle)
 
