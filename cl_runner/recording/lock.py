@@ -86,12 +86,12 @@ def alive(other: dict[str, Any]) -> bool:
 
 def _take(place: Path) -> None:
     while True:
-        with _one_at_a_time(place.parent):  # so that nobody else sees it without its content
-            with contextlib.suppress(FileExistsError):
-                file = os.open(place, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-                with os.fdopen(file, "w", encoding="utf-8") as stream:
-                    json.dump(identity(), stream)
-                return
+        # one at a time, so that nobody else sees it without its content
+        with _one_at_a_time(place.parent), contextlib.suppress(FileExistsError):
+            file = os.open(place, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+            with os.fdopen(file, "w", encoding="utf-8") as stream:
+                json.dump(identity(), stream)
+            return
         _clear(place)
 
 
