@@ -82,8 +82,7 @@ class CapturedStep(Step):
 
     Within an epoch of a lean step (`why_not_lean`) nothing changes but the batch, the weights and the learning rate:
     these three are read from tensors, and everything else is the same operations over the same memory. What adapters do
-    before and after a step stays outside. A graph lasts as long as the task's parameters do; recording one takes about
-    as long as a step does.
+    before and after a step stays outside. A graph lasts as long as the task's parameters do.
 
     Where a step cannot be recorded it is computed in the ordinary way, and the reason is told once a run.
 
