@@ -15,10 +15,8 @@ to most), ratios within the repeats.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +25,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from bench_loop import CLASSES, MEAN, STD, Nobody, machine, network, per_sample_dataset
+from bench_loop import CLASSES, MEAN, STD, Nobody, every_case, network, per_sample_dataset
 from torch import nn
 
 Way = Callable[[], object]
@@ -230,15 +228,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--case", choices=(*CASES, "all"), default="all")
     options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    torch.set_num_threads(options.threads)
-    figures: dict[str, Any] = {"machine": machine(options)}
-    print(json.dumps(figures["machine"], indent=1))
-    for name in CASES:
-        if options.case in (name, "all"):
-            figures[name] = measure(name, options)
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+    every_case(options, CASES, measure)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What needs a CUDA device, in one command of under 9 minutes: correctness first, then speed. Has not been run on one yet.
+# What needs a CUDA device, in one command: correctness first, then speed. Has not been run on one yet; meant for 9 minutes.
 #   scripts/bench_gpu.sh [all | classes | speed | many | clip | text | resume] [OUTPUT]
 # classes: the tests that are skipped without CUDA, recorded steps among them; the quickstart, whose forgetting must be 0.
 # speed:   the loop against stock Avalanche, a plain loop and compute only; the published ConvLoRA schedule on VGG-19 at

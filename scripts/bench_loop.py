@@ -20,7 +20,7 @@ import platform
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +49,20 @@ def main() -> None:
     parser.add_argument("--case", choices=(*CASES, "all"), default="all")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
+    every_case(options, CASES, lambda name, options: measure(name, CASES[name], options))
+
+
+def every_case(
+    options: argparse.Namespace, cases: Iterable[str], measure: Callable[[str, argparse.Namespace], dict[str, Any]]
+) -> None:
+    """Measures the cases that were asked for, on `options.threads` threads, and prints and writes the figures."""
     warnings.filterwarnings("ignore")
     torch.set_num_threads(options.threads)
     figures: dict[str, Any] = {"machine": machine(options)}
     print(json.dumps(figures["machine"], indent=1))
-    for name, case in CASES.items():
+    for name in cases:
         if options.case in (name, "all"):
-            figures[name] = measure(name, case, options)
+            figures[name] = measure(name, options)
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
 

@@ -13,18 +13,15 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import platform
 import statistics
 import time
-import warnings
 from collections import OrderedDict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from bench_loop import every_case
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -47,15 +44,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    torch.set_num_threads(options.threads)
-    figures: dict[str, Any] = {"machine": machine(options)}
-    print(json.dumps(figures["machine"], indent=1))
-    for name in CASES:
-        if options.case in (name, "all"):
-            figures[name] = measure(name, options)
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+    every_case(options, CASES, measure)
 
 
 def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -253,15 +242,6 @@ def plain() -> nn.Sequential:
         parts[f"pool{stage}"] = nn.AvgPool2d(2)
     parts |= {"flatten": nn.Flatten(), "classifier": nn.Linear(128 * 16, CLASSES)}
     return nn.Sequential(parts)
-
-
-def machine(options: argparse.Namespace) -> dict[str, Any]:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    versions = {name: metadata.version(name) for name in ("torch", "torchvision", "avalanche-lib", "pytorchcv")}
-    found = {"cpu": cpu, "threads": options.threads, "python": platform.python_version(), **versions}
-    return found | ({"gpu": torch.cuda.get_device_name()} if options.device == "cuda" else {})
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from cl_runner.backbones.prefix import Features
 from cl_runner.config.checks import settle
 from cl_runner.config.compose import compose
 from cl_runner.errors import RequestError
+from cl_runner.training.features import FeatureBank
 from cl_runner.training.prefix import find_cut
 
 LAST = "trainer.channels_last=true"
@@ -156,11 +157,19 @@ def _before(call, act):
 
 
 @pytest.mark.usefixtures("hurried")
-def test_a_killed_run_goes_on_with_the_same_features(calm, tmp_path):
+def test_a_killed_run_goes_on_with_the_same_features(calm, tmp_path, monkeypatch):
+    loaders, training = [], FeatureBank.training
+
+    def watched(bank, *given, **options):
+        loaders.append(training(bank, *given, **options))
+        return loaders[-1]
+
+    monkeypatch.setattr(FeatureBank, "training", watched)
     stream = ("benchmark.per_class=8", "benchmark.n_tasks=3", "benchmark.first_task_classes=4")
     validation = "benchmark.validation_fraction=0.2"
     typed = small("adapter=senacnn", "trainer.epochs=2", *stream, validation, "backbone.width=4")
     found, _ = tormented(tmp_path, typed, ("2.1.2", "2.trained", "3.2.1"), EVERY_STEP)
+    assert sum(loader is not None for loader in loaders) >= 4, "tasks 2 and 3 train on features, each begun twice"
     same_run(calm(*typed), found)
 
 
